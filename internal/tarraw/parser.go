@@ -167,8 +167,8 @@ func (p *Parser) header(b block, offset int64, sum uint64) (Step, error) {
 	e := &Entry{Size: size, Offset: p.start}
 	p.entry = e
 	if err := p.member(e, b, ustar, gnu); err != nil {
-		if e.Name != "" {
-			p.hint = e.Name
+		if p.hint = e.Name; e.Name == "" {
+			p.hint = string(b.name())
 		}
 		return More, p.fail(offset, err.rule, err.err)
 	}
