@@ -1,0 +1,89 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package composefs
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// What callers branch on; test with [errors.Is].
+var (
+	// ErrNotRepository: the directory does not exist or is not a repository.
+	ErrNotRepository = errors.New("not a composefs repository")
+
+	// ErrOldFormat: the repository has objects but no meta.json.
+	ErrOldFormat = errors.New("repository has the old format without meta.json; upgrade it with the reference tool, for instance \"cfsctl --repo DIR oci images\", which writes meta.json")
+
+	// ErrMeta: meta.json is malformed or asks for what is not implemented.
+	ErrMeta = errors.New("repository metadata is not usable")
+
+	// ErrDifferentMeta: Init found a repository with other settings.
+	ErrDifferentMeta = errors.New("repository exists with different settings")
+
+	// ErrReadOnly: the repository cannot be written to.
+	ErrReadOnly = errors.New("repository is read-only")
+
+	// ErrVerityUnavailable: the repository requires fs-verity and its file
+	// system or kernel does not have it.
+	ErrVerityUnavailable = errors.New("fs-verity is not available on the file system of the repository; enable it (ext4: \"tune2fs -O verity DEVICE\", btrfs: Linux 5.15 or newer, xfs: not before a release that has it) or create the repository with missing fs-verity allowed")
+
+	// ErrSecure: the caller asked to allow missing fs-verity in a repository
+	// that requires it.
+	ErrSecure = errors.New("repository requires fs-verity; allowing it to be missing would only show at boot")
+
+	// ErrIntegrity: an object's content or fs-verity digest is not what its
+	// name says.
+	ErrIntegrity = errors.New("object does not match its digest")
+
+	// ErrBadName: a stream or ref name that the repository cannot hold.
+	ErrBadName = errors.New("invalid name")
+
+	// ErrLocked: a lock was not granted in time; the error is a [*LockError].
+	ErrLocked = errors.New("repository is locked")
+
+	// ErrInUse: handles, streams or temporary files are still open.
+	ErrInUse = errors.New("repository is still in use by this process")
+
+	// ErrClosed: the handle was closed.
+	ErrClosed = errors.New("repository handle is closed")
+)
+
+// LockHolder is a process that holds a conflicting lock.
+type LockHolder struct {
+	PID     int
+	Command string // empty when unknown
+}
+
+// LockError says which lock was not granted and who holds it.
+type LockError struct {
+	Path      string
+	Exclusive bool // the lock that was asked for
+	Holders   []LockHolder
+	Waited    time.Duration
+	Err       error // ErrLocked, or the context's error
+}
+
+func (e *LockError) Error() string {
+	var b strings.Builder
+	kind := "shared"
+	if e.Exclusive {
+		kind = "exclusive"
+	}
+	fmt.Fprintf(&b, "get %s lock of repository %s within %s", kind, e.Path, e.Waited.Round(time.Millisecond))
+	for i, h := range e.Holders {
+		b.WriteString([]string{": held by ", ", "}[min(i, 1)])
+		fmt.Fprintf(&b, "pid %d", h.PID)
+		if h.Command != "" {
+			fmt.Fprintf(&b, " (%s)", h.Command)
+		}
+	}
+	fmt.Fprintf(&b, ": %v", e.Err)
+	return b.String()
+}
+
+// Unwrap makes errors.Is find ErrLocked and the context's error.
+func (e *LockError) Unwrap() []error { return []error{ErrLocked, e.Err} }

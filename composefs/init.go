@@ -1,0 +1,199 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package composefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/erofs"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+)
+
+// InitOptions describes a new repository. The zero value is what bootc makes:
+// SHA-512, EROFS format 1, fs-verity required.
+type InitOptions struct {
+	// Algorithm; 0 stands for SHA-512.
+	Algorithm fsverity.Algorithm
+	// Formats; the zero value stands for {Default: V1}. Format 0 alone is
+	// {Default: V0, Extra: {V0}}.
+	Formats FormatConfig
+	// AllowMissingVerity makes a repository that does not require fs-verity.
+	AllowMissingVerity bool
+	// LockTimeout is how long to wait for the shared lock; 0 stands for
+	// [DefaultLockTimeout], a negative value for not at all.
+	LockTimeout time.Duration
+}
+
+// Init creates a repository at path; the directory above it must exist. created
+// is false when an equal one is there already, whether it requires fs-verity
+// or not; a different one is [ErrDifferentMeta]. Nothing is replaced.
+func Init(ctx context.Context, path string, o InitOptions) (created bool, err error) {
+	if o.Algorithm == 0 {
+		o.Algorithm = fsverity.SHA512
+	}
+	if o.Formats.Default == 0 && o.Formats.Extra == nil {
+		o.Formats.Default = erofs.V1
+	}
+	if !o.Algorithm.Valid() {
+		return false, fmt.Errorf("create repository %s: algorithm %d is not known", path, o.Algorithm)
+	}
+	for _, v := range o.Formats.Versions() {
+		if !v.Valid() {
+			return false, fmt.Errorf("create repository %s: EROFS format %d is not known", path, v)
+		}
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, fmt.Errorf("create repository: %w", err)
+	}
+	root, err := openRoot(path)
+	if err != nil {
+		return false, err
+	}
+	lock, err := locks.acquire(ctx, root, path, o.LockTimeout)
+	if err != nil {
+		root.Close() // a directory
+		return false, err
+	}
+	r := newRepo(path, root, lock)
+	defer func() { err = errors.Join(err, r.Close()) }()
+	return r.initMeta(o)
+}
+
+func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
+	want := NewMeta(o.Algorithm, o.Formats)
+	same, err := r.compareMeta(want)
+	if !errors.Is(err, ErrNotRepository) {
+		return false, errors.Join(err, same)
+	}
+	// An existing directory may be open to others.
+	if err := r.root.Chmod(0o700); err != nil {
+		return false, fmt.Errorf("create repository: %w", err)
+	}
+	text, err := want.Encode()
+	if err != nil {
+		return false, err
+	}
+	verity := fsverity.Algorithm(0)
+	if !o.AllowMissingVerity {
+		verity = o.Algorithm
+	}
+	err = r.linkMeta(text, verity)
+	if errors.Is(err, fs.ErrExist) { // another process was faster
+		same, err := r.compareMeta(want)
+		return false, errors.Join(err, same)
+	}
+	if err != nil {
+		return false, fmt.Errorf("create repository %s: %w", r.path, err)
+	}
+	return true, r.syncCreation()
+}
+
+// compareMeta compares with the meta.json that is there. different is the
+// result of the comparison, err says that there was none.
+func (r *Repo) compareMeta(want Meta) (different, err error) {
+	f, err := r.openMeta()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // read-only
+	have, err := readMeta(f)
+	if err != nil {
+		return nil, fmt.Errorf("repository %s: %w", r.path, err)
+	}
+	if !have.Equal(want) {
+		return fmt.Errorf("create repository %s: %w: it has %s and EROFS formats %v, wanted are %s and %v", r.path, ErrDifferentMeta,
+			have.Algorithm, have.EffectiveFormats().Versions(), want.Algorithm, want.EffectiveFormats().Versions()), nil
+	}
+	return nil, nil
+}
+
+// linkMeta writes meta.json aside, gives it fs-verity unless alg is 0, and
+// only then its name.
+func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
+	w, name, err := r.createFile(r.rootfd(), ".tmp-meta.json-")
+	if err != nil {
+		return err
+	}
+	if name != "" {
+		defer unix.Unlinkat(r.rootfd(), name, 0) // gone already on success
+	}
+	f, err := writeThenReopen(w, text)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // read-only
+	if alg != 0 {
+		if err := fsverity.Enable(f, alg); err != nil {
+			return r.verityError(err)
+		}
+		if _, err := fsverity.Measure(f, alg); err != nil {
+			return r.verityError(err)
+		}
+	}
+	return r.linkFile(int(f.Fd()), r.rootfd(), name, r.rootfd(), "meta.json")
+}
+
+// writeThenReopen writes and syncs a file and returns it opened for reading,
+// with no descriptor for writing left.
+func writeThenReopen(w *os.File, text []byte) (*os.File, error) {
+	defer w.Close() // for the error paths; closing twice does nothing
+	if _, err := w.Write(text); err != nil {
+		return nil, fmt.Errorf("write file: %w", err)
+	}
+	if err := w.Sync(); err != nil {
+		return nil, fmt.Errorf("sync file: %w", err)
+	}
+	return reopen(w)
+}
+
+// reopen returns w's file opened for reading and closes w, so that fs-verity
+// can be enabled.
+//
+// A child that was forked while w was open has a copy of the descriptor until
+// it executes its program, and fs-verity cannot be enabled before that. The
+// runtime holds ForkLock from before a fork until the child has executed
+// (vfork). To have had ForkLock after closing w therefore means that no such
+// child is left; there is no need to hold it while data is written. Children
+// with user namespaces, which are not vforked, and the instant between the
+// kernel's end of vfork and its closing of descriptors are left to the retries
+// of [fsverity.Enable].
+func reopen(w *os.File) (*os.File, error) {
+	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(int(w.Fd())))
+	if err != nil {
+		return nil, fmt.Errorf("reopen file for reading: %w", err)
+	}
+	if err := w.Close(); err != nil {
+		return nil, errors.Join(fmt.Errorf("close file: %w", err), f.Close())
+	}
+	//lint:ignore SA2001 an empty critical section is the point, see above
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock()
+	return f, nil
+}
+
+// syncCreation makes a new repository survive a crash: its own directory and
+// the entry in the directory above.
+func (r *Repo) syncCreation() error {
+	if err := r.root.Sync(); err != nil {
+		return fmt.Errorf("sync repository: %w", err)
+	}
+	up, err := os.Open(r.path + "/..")
+	if err != nil {
+		return fmt.Errorf("sync directory above repository: %w", err)
+	}
+	defer up.Close() // read-only
+	if err := up.Sync(); err != nil {
+		return fmt.Errorf("sync directory above repository: %w", err)
+	}
+	return nil
+}
