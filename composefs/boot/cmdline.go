@@ -9,6 +9,7 @@ import (
 	"iter"
 	"strings"
 
+	"github.com/cfs-pull/cfs-pull/erofs"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
@@ -100,7 +101,7 @@ type Karg struct {
 	// Version is the format version that the argument's form stands for, V1
 	// or V2 when parsed. bootc writes the form of V2 for images of V1 as well,
 	// so a parsed short form says nothing about the image.
-	Version Version
+	Version erofs.Version
 	// Insecure makes fs-verity optional at boot; it is written as a "?"
 	// directly after the equals sign.
 	Insecure bool
@@ -112,7 +113,7 @@ func (k Karg) Format(style KargStyle) string {
 	if k.Insecure {
 		mark = "?"
 	}
-	if style == KargDigest && k.Version < V2 {
+	if style == KargDigest && k.Version < erofs.V2 {
 		return kargDigest + mark + "v1-" + k.ID.Algorithm().HashName() + "-12:" + k.ID.String()
 	}
 	return kargShort + mark + k.ID.String()
@@ -149,7 +150,7 @@ func FindKarg(cmdline string, alg fsverity.Algorithm) (k Karg, found bool, err e
 		if !ok {
 			continue
 		}
-		k := Karg{Version: V2}
+		k := Karg{Version: erofs.V2}
 		value, k.Insecure = strings.CutPrefix(value, "?")
 		if k.ID, err = parseID(value, alg); err != nil {
 			return Karg{}, false, fmt.Errorf("parse kernel argument %q: %w", clip(arg), err)
@@ -173,9 +174,9 @@ func parseLongKarg(value string) (k Karg, alg fsverity.Algorithm, err error) {
 	}
 	switch version {
 	case "v1":
-		k.Version = V1
+		k.Version = erofs.V1
 	case "v2":
-		k.Version = V2
+		k.Version = erofs.V2
 	default:
 		return Karg{}, 0, fmt.Errorf("unknown format version %q", clip(version))
 	}

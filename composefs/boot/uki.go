@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/cfs-pull/cfs-pull/erofs"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
@@ -16,7 +17,7 @@ import (
 // version; a UKI is sealed with one of them.
 type Candidate struct {
 	Mode    string // how extended attributes were filtered, for messages
-	Version Version
+	Version erofs.Version
 	ID      fsverity.Digest
 }
 
