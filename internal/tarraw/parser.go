@@ -85,6 +85,19 @@ func (p *Parser) fail(offset int64, rule string, err error) error {
 	return &Error{Entry: p.hint, Offset: offset, Rule: rule, Err: err}
 }
 
+// setHint makes errors name the record or member of header b, unless a record
+// before it has a name already.
+func (p *Parser) setHint(b block) {
+	if p.hint == "" {
+		p.hint = string(b.name())
+	}
+}
+
+func (p *Parser) failHeader(b block, offset int64, rule string, err error) error {
+	p.setHint(b)
+	return p.fail(offset, rule, err)
+}
+
 // Block gives the parser the next block, BlockSize bytes, which it does not
 // keep. Errors are of type *[Error]; the parser is of no use after one.
 func (p *Parser) Block(b []byte) (Step, error) {
@@ -128,40 +141,37 @@ func (p *Parser) Block(b []byte) (Step, error) {
 
 func (p *Parser) header(b block, offset int64, sum uint64) (Step, error) {
 	if p.records > p.limits.MaxPending {
-		return More, p.fail(offset, RulePending, fmt.Errorf("more than %d", p.limits.MaxPending))
-	}
-	if p.hint == "" {
-		p.hint = string(b.name())
+		return More, p.failHeader(b, offset, RulePending, fmt.Errorf("more than %d", p.limits.MaxPending))
 	}
 	stored, err := parseOctal(b.checksum())
 	if err != nil {
-		return More, p.fail(offset, RuleChecksum, err)
+		return More, p.failHeader(b, offset, RuleChecksum, err)
 	}
 	if stored != sum {
-		return More, p.fail(offset, RuleChecksum, fmt.Errorf("stored %d, computed %d", stored, sum))
+		return More, p.failHeader(b, offset, RuleChecksum, fmt.Errorf("stored %d, computed %d", stored, sum))
 	}
 	size, err := parseNumeric(b.size())
 	if err != nil {
-		return More, p.fail(offset, RuleNumber, fmt.Errorf("size: %w", err))
+		return More, p.failHeader(b, offset, RuleNumber, fmt.Errorf("size: %w", err))
 	}
 	if err := checkSize(size); err != nil {
-		return More, p.fail(offset, RuleSize, err)
+		return More, p.failHeader(b, offset, RuleSize, err)
 	}
 
 	ustar, gnu := b.isUstar(), b.isGNU()
 	switch typ := b.typeflag(); {
 	case typ == typePaxGlobal:
-		return p.globalHeader(offset, size)
+		return p.globalHeader(b, offset, size)
 	case !ustar && !gnu:
 		// An old header: the letters below mean nothing in it.
 	case typ == typeLongName:
-		return p.record(offset, size, kindLongName, &p.longName)
+		return p.record(b, offset, size, kindLongName, &p.longName)
 	case typ == typeLongLink:
-		return p.record(offset, size, kindLongLink, &p.longLink)
+		return p.record(b, offset, size, kindLongLink, &p.longLink)
 	case typ == typePax:
-		return p.record(offset, size, kindPax, &p.pax)
+		return p.record(b, offset, size, kindPax, &p.pax)
 	case typ == typeSparse:
-		return More, p.fail(offset, RuleSparse, errSparse)
+		return More, p.failHeader(b, offset, RuleSparse, errSparse)
 	}
 
 	e := &Entry{Size: size, Offset: p.start}
@@ -188,26 +198,28 @@ func checkSize(size uint64) error {
 
 // globalHeader starts to skip a global pax header. Extension records before
 // it are void: they belong to a member, and none followed.
-func (p *Parser) globalHeader(offset int64, size uint64) (Step, error) {
+func (p *Parser) globalHeader(b block, offset int64, size uint64) (Step, error) {
 	if size > uint64(p.limits.MaxExtension) {
-		return More, p.fail(offset, RuleExtension, fmt.Errorf("global pax header of %d bytes, limit %d", size, p.limits.MaxExtension))
+		return More, p.failHeader(b, offset, RuleExtension, fmt.Errorf("global pax header of %d bytes, limit %d", size, p.limits.MaxExtension))
 	}
 	p.clearRecords()
+	p.setHint(b)
 	p.data = nil
 	p.missed = int64(size)
 	return More, nil
 }
 
 // record starts to collect an extension record's data.
-func (p *Parser) record(offset int64, size uint64, kind recordKind, data *[]byte) (Step, error) {
+func (p *Parser) record(b block, offset int64, size uint64, kind recordKind, data *[]byte) (Step, error) {
 	if p.have[kind] {
-		return More, p.fail(offset, RuleDuplicate, fmt.Errorf("second %s", recordNames[kind]))
+		return More, p.failHeader(b, offset, RuleDuplicate, fmt.Errorf("second %s", recordNames[kind]))
 	}
 	// The limit fits 63 bits and so does the size: no overflow.
 	total := uint64(p.total) + size
 	if total > uint64(p.limits.MaxExtension) {
-		return More, p.fail(offset, RuleExtension, fmt.Errorf("%d bytes, limit %d", total, p.limits.MaxExtension))
+		return More, p.failHeader(b, offset, RuleExtension, fmt.Errorf("%d bytes, limit %d", total, p.limits.MaxExtension))
 	}
+	p.setHint(b)
 	p.have[kind] = true
 	p.total = int64(total)
 	p.records++
