@@ -1,0 +1,101 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+const defaultLockTimeout = 90 * time.Second
+
+// addVerityFlag adds --allow-missing-verity and its alias --insecure.
+func addVerityFlag(f *pflag.FlagSet, to *bool, usage string) {
+	f.BoolVar(to, "allow-missing-verity", false, usage)
+	f.BoolVar(to, "insecure", false, usage)
+	_ = f.MarkHidden("insecure") // it exists
+}
+
+// byteSize is a flag for a number of bytes with an optional unit.
+type byteSize int64
+
+var byteUnits = []struct {
+	suffix string
+	factor int64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
+	{"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"T", 1 << 40}, {"B", 1}, {"", 1},
+}
+
+// Set implements pflag.Value.
+func (b *byteSize) Set(s string) error {
+	for _, u := range byteUnits {
+		digits, ok := strings.CutSuffix(s, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || n < 0 || n > math.MaxInt64/u.factor {
+			break
+		}
+		*b = byteSize(n * u.factor)
+		return nil
+	}
+	return fmt.Errorf("%q is not a size: want a number with an optional K, M, G or T", s)
+}
+
+// Type implements pflag.Value.
+func (*byteSize) Type() string { return "size" }
+
+// String implements pflag.Value.
+func (b *byteSize) String() string {
+	if *b < 0 {
+		return ""
+	}
+	return formatBytes(int64(*b))
+}
+
+// formatBytes writes a size in binary units.
+func formatBytes(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n)/(1<<10), "KiB"
+	for _, next := range []string{"MiB", "GiB", "TiB"} {
+		if value < 1<<10 {
+			break
+		}
+		value, unit = value/(1<<10), next
+	}
+	return fmt.Sprintf("%.1f %s", value, unit)
+}
+
+// optionalBool is a flag that is true, false or absent.
+type optionalBool struct{ value *bool }
+
+// Set implements pflag.Value.
+func (o *optionalBool) Set(s string) error {
+	v, err := strconv.ParseBool(s)
+	if err != nil {
+		return err
+	}
+	o.value = &v
+	return nil
+}
+
+// Type implements pflag.Value.
+func (*optionalBool) Type() string { return "bool" }
+
+// String implements pflag.Value.
+func (o *optionalBool) String() string {
+	if o.value == nil {
+		return ""
+	}
+	return strconv.FormatBool(*o.value)
+}

@@ -1,0 +1,234 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"time"
+
+	"github.com/cfs-pull/cfs-pull/composefs"
+	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/composefs/tree"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
+)
+
+// pull is a pull under way.
+type pull struct {
+	Options
+	result *Result
+	events *eventSink
+
+	repo     *composefs.Repo
+	source   *fetch.Image
+	manifest *oci.Manifest
+	config   *oci.Config
+	image    oci.Image // what will be committed
+}
+
+// Direct pulls an image into a composefs repository without a detour. The
+// Result is never nil; it holds what is known when an error is returned.
+func Direct(ctx context.Context, o Options) (*Result, error) {
+	p := &pull{Options: o.withDefaults(), result: &Result{
+		APIVersion: APIVersion, Mode: "direct", Reference: o.Reference,
+		BootEntries: []BootEntry{}, Warnings: []string{},
+	}}
+	p.events = newEventSink(o.Events)
+	return p.result, p.direct(ctx)
+}
+
+func (p *pull) direct(ctx context.Context) error {
+	// A reference that makes no sense is refused before anything is touched.
+	if _, err := fetch.ParseReference(p.Reference, p.Fetch.Transport); err != nil {
+		return err
+	}
+	if err := p.open(ctx); err != nil {
+		return atStage(StageOpen, err)
+	}
+	defer p.repo.Close()
+	begin := time.Now()
+	if err := p.fetchManifest(ctx); err != nil {
+		return atStage(StageFetch, err)
+	}
+	defer p.source.Close()
+	p.result.Stats.Seconds.Fetch = time.Since(begin).Seconds()
+
+	begin = time.Now()
+	root, err := p.importLayers(ctx)
+	p.result.Stats.Seconds.Import = time.Since(begin).Seconds()
+	if err != nil {
+		return atStage(StageImport, err)
+	}
+	begin = time.Now()
+	entries, bootErr := p.buildImages(ctx, root)
+	p.result.Stats.Seconds.Boot = time.Since(begin).Seconds()
+	if bootErr != nil && !keepsImport(bootErr) {
+		return bootErr
+	}
+	// An image that cannot be booted is still a complete image.
+	if err := p.commit(ctx); err != nil {
+		return atStage(StageTag, err)
+	}
+	if bootErr == nil && p.ExportBoot != "" {
+		bootErr = atStage(StageBootEntries, p.exportBoot(ctx, entries))
+	}
+	if bootErr != nil && p.UntagOnError {
+		if err := p.untag(); err != nil {
+			return errors.Join(bootErr, err)
+		}
+	}
+	return bootErr
+}
+
+// keepsImport reports whether an error concerns only the booting of an image,
+// so that the image itself is kept and tagged.
+func keepsImport(err error) bool {
+	stage, ok := errors.AsType[*StageError](err)
+	return ok && stage.Stage == StageBootEntries
+}
+
+// open opens the repository, making it first if asked for, and makes sure that
+// objects can be stored in it.
+func (p *pull) open(ctx context.Context) error {
+	open := composefs.OpenOptions{
+		AllowMissingVerity: p.AllowMissingVerity, Force: p.Force, LockTimeout: p.LockTimeout,
+	}
+	repo, err := composefs.Open(ctx, p.Repo, open)
+	if p.Init && errors.Is(err, composefs.ErrNotRepository) {
+		_, err = composefs.Init(ctx, p.Repo, composefs.InitOptions{
+			Formats: p.Formats, AllowMissingVerity: p.AllowMissingVerity, LockTimeout: p.LockTimeout,
+		})
+		if err != nil {
+			return err
+		}
+		repo, err = composefs.Open(ctx, p.Repo, open)
+	}
+	if err != nil {
+		return err
+	}
+	if err := repo.Writable(); err != nil {
+		return errors.Join(err, repo.Close())
+	}
+	if err := repo.CheckVerity(); err != nil {
+		return errors.Join(err, repo.Close())
+	}
+	p.repo = repo
+	p.result.Repository = Repository{
+		Path: p.Repo, Algorithm: repo.Algorithm().String(), VerityRequired: repo.Secure(),
+	}
+	return nil
+}
+
+// fetchManifest resolves the reference and reads manifest and config; the
+// config comes from the repository when it is there.
+func (p *pull) fetchManifest(ctx context.Context) error {
+	o := p.Fetch
+	o.KnownManifest = func(digest string) []byte {
+		d, err := oci.ParseDigest(digest)
+		if err != nil {
+			return nil
+		}
+		m, err := oci.OpenManifest(p.repo, d)
+		if err != nil {
+			return nil
+		}
+		return m.Raw
+	}
+	source, err := fetch.Open(ctx, p.Reference, o)
+	if err != nil {
+		return err
+	}
+	p.source = source
+	if err := p.readManifest(ctx); err != nil {
+		return errors.Join(fmt.Errorf("image %s: %w", p.Reference, err), source.Close())
+	}
+	return nil
+}
+
+func (p *pull) readManifest(ctx context.Context) (err error) {
+	r := p.result
+	r.Transport, r.Reference, r.IndexDigest = p.source.Transport, p.source.Reference, p.source.IndexDigest
+	p.image.Manifest = p.source.Manifest
+	r.ManifestDigest = oci.DigestOf(p.source.Manifest)
+	if p.manifest, err = oci.ParseManifest(p.source.Manifest); err != nil {
+		return err
+	}
+	if r.ConfigDigest, err = oci.ParseDigest(p.manifest.Config.Digest); err != nil {
+		return err
+	}
+	if known, err := oci.OpenConfig(p.repo, r.ConfigDigest); err == nil {
+		p.image.Config = known.Raw
+	} else if p.image.Config, err = p.source.Config(ctx); err != nil {
+		return err
+	}
+	if p.config, err = oci.ParseConfig(p.image.Config, len(p.manifest.Layers)); err != nil {
+		return err
+	}
+	p.image.DiffIDs = p.config.DiffIDs
+	p.image.Layers = map[oci.Digest]fsverity.Digest{}
+	p.image.Images = map[string]fsverity.Digest{}
+	p.image.Tags = []string{oci.BootcTag(r.ManifestDigest)}
+	if p.Tag != "" {
+		p.image.Tags = append(p.image.Tags, p.Tag)
+		if _, err := oci.EncodeTag(p.Tag); err != nil {
+			return err
+		}
+	}
+	r.Labels = maps.Clone(p.config.Labels)
+	if r.Labels["containers.bootc"] == "" {
+		p.warn("the image has no label containers.bootc=1, which bootable images should have")
+	}
+	return nil
+}
+
+func (p *pull) warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	p.result.Warnings = append(p.result.Warnings, text)
+	p.Log.Warn(text)
+}
+
+// commit makes the image visible.
+func (p *pull) commit(ctx context.Context) error {
+	done, err := oci.Commit(ctx, p.repo, &p.image)
+	if err != nil {
+		return err
+	}
+	r := p.result
+	r.ManifestVerity, r.ConfigVerity = done.ManifestStream, done.ConfigStream
+	r.Changed = done.Changed
+	r.Tag, r.Tagged = p.image.Tags[0], true
+	return nil
+}
+
+func (p *pull) untag() error {
+	for _, tag := range p.image.Tags {
+		if err := oci.Untag(p.repo, tag); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	p.result.Tagged = false
+	return nil
+}
+
+// mergeLayers merges all layers of the image again; importLayers does so only
+// once, and the transforms work in place.
+func (p *pull) mergeLayers(ctx context.Context) (*tree.Node, error) {
+	m := oci.NewMerger(p.repo, p.Limits)
+	for i, diffID := range p.config.DiffIDs {
+		if err := m.Layer(ctx, p.image.Layers[diffID]); err != nil {
+			return nil, p.layerError(i, err)
+		}
+	}
+	return m.Root(), nil
+}
+
+// layerError says which layer of which image an error is about.
+func (p *pull) layerError(i int, err error) error {
+	return fmt.Errorf("image %s: layer %d of %d (%s): %w",
+		p.Reference, i+1, len(p.config.DiffIDs), p.manifest.Layers[i].Digest, err)
+}

@@ -1,0 +1,65 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Stage is the part of a pull in which it failed.
+type Stage string
+
+// The stages.
+const (
+	StageOpen        Stage = "open"
+	StageFetch       Stage = "fetch"
+	StageImport      Stage = "import"
+	StageTag         Stage = "tag"
+	StageBootImage   Stage = "boot-image"
+	StageBootEntries Stage = "boot-entries"
+)
+
+// StageError says in which stage a pull failed.
+type StageError struct {
+	Stage Stage
+	Err   error
+}
+
+func (e *StageError) Error() string { return stageText[e.Stage] + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *StageError) Unwrap() error { return e.Err }
+
+var stageText = map[Stage]string{
+	StageOpen:        "open repository failed",
+	StageFetch:       "fetch failed",
+	StageImport:      "import into composefs failed",
+	StageTag:         "commit image failed",
+	StageBootImage:   "build boot image failed",
+	StageBootEntries: "boot entries",
+}
+
+func atStage(stage Stage, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &StageError{Stage: stage, Err: err}
+}
+
+// ErrNoBootEntries reports an image without anything to boot.
+var ErrNoBootEntries = errors.New("the image has no boot entries: neither /boot/loader/entries/*.conf, " +
+	"nor a unified kernel image, nor /usr/lib/modules/<version>/vmlinuz")
+
+// SpaceError reports a file system with too little free space for an image.
+type SpaceError struct {
+	Path                string
+	Available, Required uint64 // bytes
+	Reserve             uint64 // bytes of Required that are to stay free
+}
+
+func (e *SpaceError) Error() string {
+	return fmt.Sprintf("not enough space at %s: %d bytes are available, about %d are needed (%d of them to stay free; see --min-free)",
+		e.Path, e.Available, e.Required, e.Reserve)
+}

@@ -1,0 +1,278 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cfs-pull/cfs-pull/composefs/boot"
+	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/composefs/tree"
+	"github.com/cfs-pull/cfs-pull/erofs"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+)
+
+// imagesKnown reports whether the repository has every EROFS image of this
+// image already, built from these layers. It notes their ids.
+func (p *pull) imagesKnown(layers []*layer) bool {
+	config, err := oci.OpenConfig(p.repo, p.result.ConfigDigest)
+	if err != nil {
+		return false
+	}
+	for _, l := range layers {
+		if config.Refs[l.diffID.String()] != l.id {
+			return false
+		}
+	}
+	known := config.Images()
+	for _, v := range p.repo.Versions() {
+		keys := []string{oci.ImageKey(false, v, oci.AllowlistOnly)}
+		if !p.NoBoot {
+			keys = append(keys, oci.ImageKey(true, v, oci.AllowlistOnly))
+		}
+		for _, key := range keys {
+			if id, ok := known[key]; !ok || !p.imageIntact(id) {
+				return false
+			}
+		}
+	}
+	for _, l := range layers {
+		p.image.Layers[l.diffID] = l.id
+	}
+	p.image.Images = known
+	return true
+}
+
+// imageIntact reports whether an EROFS image is stored and linked.
+func (p *pull) imageIntact(id fsverity.Digest) bool {
+	stored, err := p.repo.HasObject(id, -1)
+	if err != nil || !stored {
+		return false
+	}
+	linked, err := p.repo.HasImage(id)
+	return err == nil && linked
+}
+
+// buildImages builds the plain and the boot images and collects the boot
+// entries. root is the merged tree, or nil when all images are there.
+func (p *pull) buildImages(ctx context.Context, root *tree.Node) (entries []boot.Entry, err error) {
+	p.events.task(TaskBootImage, Started)
+	built := root == nil
+	if !built {
+		if err := p.buildPlain(root); err != nil {
+			return nil, atStage(StageImport, err)
+		}
+	}
+	p.result.Image = p.built(false)
+	if p.NoBoot {
+		p.events.task(TaskBootImage, Done)
+		return nil, nil
+	}
+	if built {
+		id := p.image.Images[oci.ImageKey(false, p.repo.Versions()[0], oci.AllowlistOnly)]
+		if root, err = oci.ReadImage(p.repo, id); err != nil {
+			return nil, atStage(StageBootEntries, err)
+		}
+	}
+	entries, err = p.findEntries(ctx, root)
+	if err != nil {
+		return nil, atStage(StageBootEntries, err)
+	}
+	if !built {
+		if err := p.buildBoot(root); err != nil {
+			return nil, err
+		}
+	}
+	p.result.BootImage = p.built(true)
+	if err := p.checkUKIs(ctx, entries); err != nil {
+		return nil, atStage(StageBootEntries, err)
+	}
+	p.result.Bootable = len(entries) > 0
+	p.events.task(TaskBootImage, Done)
+	return entries, nil
+}
+
+func (p *pull) buildPlain(root *tree.Node) error {
+	if err := oci.Transform(root, oci.AllowlistOnly); err != nil {
+		return fmt.Errorf("image %s: %w", p.Reference, err)
+	}
+	return p.build(root, false, oci.AllowlistOnly, p.repo.Versions())
+}
+
+func (p *pull) buildBoot(root *tree.Node) error {
+	if err := oci.TransformBoot(root, oci.Contents{Repo: p.repo}); err != nil {
+		return atStage(StageBootEntries, fmt.Errorf("image %s: %w", p.Reference, err))
+	}
+	return atStage(StageBootImage, p.build(root, true, oci.AllowlistOnly, p.repo.Versions()))
+}
+
+// build stores a tree as an EROFS image in each of the formats.
+func (p *pull) build(root *tree.Node, isBoot bool, mode oci.XattrMode, versions []erofs.Version) error {
+	for _, v := range versions {
+		id, err := oci.BuildImage(p.repo, root, v)
+		if err != nil {
+			return err
+		}
+		p.image.Images[oci.ImageKey(isBoot, v, mode)] = id
+	}
+	return nil
+}
+
+// built lists the ids of an image in the repository's formats.
+func (p *pull) built(isBoot bool) *BuiltImage {
+	var b BuiltImage
+	for i, v := range p.repo.Versions() {
+		id := p.image.Images[oci.ImageKey(isBoot, v, oci.AllowlistOnly)]
+		if i == 0 {
+			b.ID, b.Erofs = id, v.String()
+		} else {
+			b.Others = append(b.Others, OtherImage{Erofs: v.String(), ID: id})
+		}
+	}
+	return &b
+}
+
+// findEntries collects the boot entries and describes them in the result.
+func (p *pull) findEntries(ctx context.Context, root *tree.Node) ([]boot.Entry, error) {
+	content := oci.Contents{Repo: p.repo}
+	entries, err := boot.Find(root, content)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", p.Reference, err)
+	}
+	if len(entries) == 0 {
+		if !p.AllowNoBoot {
+			return nil, fmt.Errorf("image %s: %w", p.Reference, ErrNoBootEntries)
+		}
+		p.warn("%v", ErrNoBootEntries)
+	}
+	for i := range entries {
+		e := &entries[i]
+		described := BootEntry{Type: e.Type, Name: e.Name, Kver: e.Kver, MissingInitrd: e.MissingInitrd()}
+		for _, f := range e.Files {
+			described.Files = append(described.Files, BootFile{
+				Role: string(f.Role), Path: f.Path, Object: f.Node.Object, Size: f.Node.Size,
+			})
+		}
+		described.BootDigest, err = e.BootDigest(ctx, content)
+		if err != nil && !errors.Is(err, boot.ErrNoInitrd) && !errors.Is(err, boot.ErrNoKernel) {
+			return nil, fmt.Errorf("image %s: boot entry %s: %w", p.Reference, e.Name, err)
+		}
+		p.result.BootEntries = append(p.result.BootEntries, described)
+	}
+	return entries, nil
+}
+
+// bootVariant is one way to build a boot image of an image.
+type bootVariant struct {
+	mode    oci.XattrMode
+	version erofs.Version
+}
+
+// bootVariants are the ways a unified kernel image may have been sealed, the
+// usual first.
+var bootVariants = []bootVariant{
+	{oci.AllowlistOnly, erofs.V1}, {oci.AllowlistOnly, erofs.V2},
+	{oci.KeepUser, erofs.V1}, {oci.KeepUser, erofs.V2},
+}
+
+// checkUKIs makes sure that each unified kernel image boots this image. One
+// that was sealed for another variant of the boot image gets that variant.
+func (p *pull) checkUKIs(ctx context.Context, entries []boot.Entry) error {
+	var candidates []boot.Candidate
+	for _, v := range bootVariants {
+		if id, ok := p.image.Images[oci.ImageKey(true, v.version, v.mode)]; ok {
+			candidates = append(candidates, v.candidate(id))
+		}
+	}
+	computed := false
+	for i := range entries {
+		e := &entries[i]
+		if e.Type != boot.UKI {
+			continue
+		}
+		sections, err := e.Sections(oci.Contents{Repo: p.repo})
+		if err != nil {
+			return fmt.Errorf("image %s: %s: %w", p.Reference, e.Path, err)
+		}
+		err = boot.CheckUKI(sections, candidates)
+		if err == nil {
+			continue
+		}
+		if !computed {
+			computed = true
+			if candidates, err = p.allCandidates(ctx); err != nil {
+				return err
+			}
+		}
+		match, _, err := boot.MatchUKI(sections, candidates)
+		if err != nil {
+			if mismatch, ok := errors.AsType[*boot.MismatchError](err); ok {
+				mismatch.UKI = e.Path
+			}
+			return fmt.Errorf("image %s: %w", p.Reference, err)
+		}
+		if err := p.storeVariant(ctx, match); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v bootVariant) candidate(id fsverity.Digest) boot.Candidate {
+	return boot.Candidate{Mode: v.mode.String(), Version: boot.Version(v.version), ID: id}
+}
+
+// bootTree merges the layers anew and transforms them for a boot image.
+func (p *pull) bootTree(ctx context.Context, mode oci.XattrMode) (*tree.Node, error) {
+	root, err := p.mergeLayers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := oci.Transform(root, mode); err != nil {
+		return nil, err
+	}
+	return root, oci.TransformBoot(root, oci.Contents{Repo: p.repo})
+}
+
+// allCandidates computes the ids of all variants of the boot image.
+func (p *pull) allCandidates(ctx context.Context) ([]boot.Candidate, error) {
+	var candidates []boot.Candidate
+	trees := map[oci.XattrMode]*tree.Node{}
+	for _, v := range bootVariants {
+		if trees[v.mode] == nil {
+			root, err := p.bootTree(ctx, v.mode)
+			if err != nil {
+				return nil, err
+			}
+			trees[v.mode] = root
+		}
+		id, err := oci.ComputeImage(trees[v.mode], v.version, p.repo.Algorithm())
+		if err != nil {
+			return nil, err
+		}
+		candidates = append(candidates, v.candidate(id))
+	}
+	return candidates, nil
+}
+
+// storeVariant stores the variant of the boot image that a unified kernel
+// image was sealed for.
+func (p *pull) storeVariant(ctx context.Context, match boot.Candidate) error {
+	for _, v := range bootVariants {
+		if v.candidate(match.ID) != match {
+			continue
+		}
+		if _, ok := p.image.Images[oci.ImageKey(true, v.version, v.mode)]; ok {
+			return nil
+		}
+		root, err := p.bootTree(ctx, v.mode)
+		if err != nil {
+			return err
+		}
+		return p.build(root, true, v.mode, []erofs.Version{v.version})
+	}
+	return nil
+}

@@ -1,0 +1,252 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/composefs/tree"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+)
+
+// layer is one distinct layer of the image, lowest position first.
+type layer struct {
+	index  int // of the manifest's and the config's list
+	diffID oci.Digest
+	done   chan struct{} // closed when the layer is in the repository
+	id     fsverity.Digest
+	cached bool
+}
+
+// importLayers brings the layers into the repository and, unless all images
+// are built already, merges them. The tree is nil when nothing is to be built.
+func (p *pull) importLayers(ctx context.Context) (root *tree.Node, err error) {
+	layers, err := p.findLayers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var missing []*layer
+	for _, l := range layers {
+		if !l.cached {
+			missing = append(missing, l)
+		}
+	}
+	p.result.Stats.Layers = len(layers)
+	p.result.Stats.LayersPresent = len(layers) - len(missing)
+	p.announce(layers)
+	if err := p.checkSpace(missing); err != nil {
+		return nil, err
+	}
+	if len(missing) == 0 && p.imagesKnown(layers) {
+		p.events.task(TaskPulling, Done)
+		return nil, nil
+	}
+
+	importer := oci.NewImporter(p.repo, oci.ImporterOptions{Limits: p.Limits, Workers: p.Jobs})
+	root, err = p.importAndMerge(ctx, importer, layers, missing)
+	importer.Close()
+	p.addStats(importer)
+	if err != nil {
+		return nil, errors.Join(err, p.keepLayers(missing))
+	}
+	for _, l := range layers {
+		p.image.Layers[l.diffID] = l.id
+	}
+	p.events.task(TaskPulling, Done)
+	return root, nil
+}
+
+// findLayers lists the distinct layers and looks which of them the repository
+// has, with all their objects.
+func (p *pull) findLayers(ctx context.Context) ([]*layer, error) {
+	var layers []*layer
+	seen := map[oci.Digest]bool{}
+	for i, diffID := range p.config.DiffIDs {
+		if !seen[diffID] {
+			seen[diffID] = true
+			layers = append(layers, &layer{index: i, diffID: diffID, done: make(chan struct{})})
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(p.ParallelLayers)
+	for _, l := range layers {
+		group.Go(func() (err error) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			l.id, l.cached, err = oci.LayerComplete(p.repo, l.diffID)
+			if l.cached {
+				close(l.done)
+			}
+			return err
+		})
+	}
+	return layers, group.Wait()
+}
+
+// announce tells the totals before the first byte.
+func (p *pull) announce(layers []*layer) {
+	var total, cached int64
+	for _, l := range layers {
+		size := p.manifest.Layers[l.index].Size
+		total += size
+		if l.cached {
+			cached += size
+		}
+	}
+	p.events.start(TaskPulling, total, cached)
+	for _, l := range layers {
+		d := p.manifest.Layers[l.index]
+		if l.cached {
+			p.events.layer(Event{Task: TaskPulling, State: Skipped, Layer: d.Digest, Bytes: d.Size, Total: d.Size, Cached: d.Size})
+		}
+	}
+}
+
+// importAndMerge imports the missing layers, the largest first, and merges all
+// layers from the lowest on, each as soon as it is there.
+func (p *pull) importAndMerge(ctx context.Context, importer *oci.Importer, layers, missing []*layer) (*tree.Node, error) {
+	group, ctx := errgroup.WithContext(ctx)
+	merger := oci.NewMerger(p.repo, p.Limits)
+	group.Go(func() error {
+		byDiffID := map[oci.Digest]*layer{}
+		for _, l := range layers {
+			byDiffID[l.diffID] = l
+		}
+		for i, diffID := range p.config.DiffIDs {
+			l := byDiffID[diffID]
+			select {
+			case <-l.done:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			if err := merger.Layer(ctx, l.id); err != nil {
+				return p.layerError(i, err)
+			}
+		}
+		return nil
+	})
+	order := slices.Clone(missing)
+	slices.SortStableFunc(order, func(a, b *layer) int {
+		return cmp.Compare(p.manifest.Layers[b.index].Size, p.manifest.Layers[a.index].Size)
+	})
+	queue := make(chan *layer, len(order))
+	for _, l := range order {
+		queue <- l
+	}
+	close(queue)
+	for range min(p.ParallelLayers, len(order)) {
+		group.Go(func() error {
+			for l := range queue {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := p.importLayer(ctx, importer, l); err != nil {
+					return p.layerError(l.index, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return merger.Root(), nil
+}
+
+func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer) error {
+	d := p.manifest.Layers[l.index]
+	p.events.layer(Event{Task: TaskPulling, State: Started, Layer: d.Digest, Total: d.Size})
+	id, err := importer.ImportLayer(ctx, func(ctx context.Context) (io.ReadCloser, error) {
+		blob, err := p.source.Layer(ctx, l.index)
+		if err != nil {
+			return nil, err
+		}
+		return &progressReader{ReadCloser: blob, report: func(n int) {
+			p.events.advance(TaskPulling, d.Digest, n, d.Size)
+		}}, nil
+	}, l.diffID)
+	if err != nil {
+		return err
+	}
+	l.id = id
+	close(l.done)
+	p.events.layer(Event{Task: TaskPulling, State: Done, Layer: d.Digest, Bytes: d.Size, Total: d.Size})
+	return nil
+}
+
+// keepLayers links the layers that were complete when a pull failed.
+func (p *pull) keepLayers(layers []*layer) error {
+	complete := map[oci.Digest]fsverity.Digest{}
+	for _, l := range layers {
+		select {
+		case <-l.done:
+			complete[l.diffID] = l.id
+		default:
+		}
+	}
+	return oci.LinkLayers(p.repo, complete)
+}
+
+func (p *pull) addStats(importer *oci.Importer) {
+	s := &p.result.Stats
+	s.Objects.Copied = importer.Stats.ObjectsStored.Load()
+	s.Objects.Present = importer.Stats.ObjectsPresent.Load()
+	s.Bytes.Copied = importer.Stats.BytesStored.Load()
+	s.Bytes.Inlined = importer.Stats.BytesInlined.Load()
+	s.Bytes.Fetched = p.events.fetched()
+}
+
+// progressReader reports the bytes read.
+type progressReader struct {
+	io.ReadCloser
+	report func(n int)
+}
+
+func (r *progressReader) Read(b []byte) (int, error) {
+	n, err := r.ReadCloser.Read(b)
+	if n > 0 {
+		r.report(n)
+	}
+	return n, err
+}
+
+// expansion is the assumed ratio of what a layer takes in the repository to
+// its compressed size.
+const expansion = 2.5
+
+// checkSpace compares the space that missing layers will take with what is
+// free.
+func (p *pull) checkSpace(missing []*layer) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(p.Repo, &st); err != nil {
+		return fmt.Errorf("read free space of %s: %w", p.Repo, err)
+	}
+	free, size := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
+	reserve := uint64(max(p.MinFree, 0))
+	if p.MinFree < 0 {
+		reserve = min(max(size/100, 512<<20), size/20)
+	}
+	var need uint64
+	for _, l := range missing {
+		need += uint64(max(p.manifest.Layers[l.index].Size, 0))
+	}
+	need = uint64(float64(need)*expansion) + reserve
+	if need > free {
+		return &SpaceError{Path: p.Repo, Available: free, Required: need, Reserve: reserve}
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline
+
+import (
+	"github.com/cfs-pull/cfs-pull/composefs/boot"
+	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+)
+
+// APIVersion names the form of a Result's JSON. Keys are only ever added.
+const APIVersion = "cfs-pull/v1"
+
+// Result is what a pull did. When the pull failed it holds what is known.
+type Result struct {
+	APIVersion string `json:"apiVersion"`
+	// Changed is false when the repository had everything already.
+	Changed   bool   `json:"changed"`
+	Mode      string `json:"mode"`
+	Transport string `json:"transport"`
+	// Reference is as the user wrote it, without a transport.
+	Reference string `json:"reference"`
+	// IndexDigest is set when the reference led to a multi-platform index.
+	IndexDigest    string          `json:"indexDigest,omitempty"`
+	ManifestDigest oci.Digest      `json:"manifestDigest"`
+	ManifestVerity fsverity.Digest `json:"manifestVerity"`
+	ConfigDigest   oci.Digest      `json:"configDigest"`
+	ConfigVerity   fsverity.Digest `json:"configVerity"`
+	Tag            string          `json:"tag,omitempty"`
+	// Tagged is whether the tags are in the repository.
+	Tagged bool `json:"tagged"`
+	// Bootable is whether the image has a boot image and boot entries.
+	Bootable    bool        `json:"bootable"`
+	Repository  Repository  `json:"repository"`
+	Image       *BuiltImage `json:"image,omitempty"`
+	BootImage   *BuiltImage `json:"bootImage,omitempty"`
+	BootEntries []BootEntry `json:"bootEntries"`
+	// ExportedFiles are the files below the directory of --export-boot that
+	// belong to this image.
+	ExportedFiles []string          `json:"exportedFiles,omitempty"`
+	Stats         Stats             `json:"stats"`
+	Labels        map[string]string `json:"labels,omitempty"`
+	Warnings      []string          `json:"warnings"`
+	Error         *ErrorResult      `json:"error,omitempty"`
+}
+
+// Repository describes the repository of a Result.
+type Repository struct {
+	Path           string `json:"path"`
+	Algorithm      string `json:"algorithm"`
+	VerityRequired bool   `json:"verityRequired"`
+}
+
+// BuiltImage is an EROFS image in the repository's default format and, where
+// the repository keeps several, in the others.
+type BuiltImage struct {
+	ID     fsverity.Digest `json:"id"`
+	Erofs  string          `json:"erofs"`
+	Others []OtherImage    `json:"others,omitempty"`
+}
+
+// OtherImage is the same tree in another EROFS format.
+type OtherImage struct {
+	Erofs string          `json:"erofs"`
+	ID    fsverity.Digest `json:"id"`
+}
+
+// BootEntry is something that a boot loader can start.
+type BootEntry struct {
+	Type boot.Type `json:"type"`
+	Name string    `json:"name"`
+	Kver string    `json:"kver,omitempty"`
+	// BootDigest is the SHA-256 of kernel then initrd.
+	BootDigest string     `json:"bootDigest,omitempty"`
+	Files      []BootFile `json:"files"`
+	// MissingInitrd flags a kernel that cannot be booted for want of an
+	// initramfs.
+	MissingInitrd bool `json:"missingInitrd,omitempty"`
+}
+
+// BootFile is one file of a boot entry.
+type BootFile struct {
+	Role string `json:"role"`
+	Path string `json:"path"`
+	// Object is empty for a file of at most 64 bytes, which is in the image.
+	Object fsverity.Digest `json:"object,omitzero"`
+	Size   uint64          `json:"size"`
+}
+
+// Stats counts what a pull moved.
+type Stats struct {
+	Layers        int         `json:"layers"`
+	LayersPresent int         `json:"layersPresent"`
+	Objects       ObjectStats `json:"objects"`
+	Bytes         ByteStats   `json:"bytes"`
+	Seconds       Seconds     `json:"seconds"`
+}
+
+// ObjectStats counts objects by how they came.
+type ObjectStats struct {
+	Reflinked  int64 `json:"reflinked"`
+	Hardlinked int64 `json:"hardlinked"`
+	Copied     int64 `json:"copied"`
+	Present    int64 `json:"present"`
+}
+
+// ByteStats counts bytes; Fetched are compressed, Inlined are those of headers
+// and of files up to 64 bytes, before compression.
+type ByteStats struct {
+	Fetched    int64 `json:"fetched"`
+	Reflinked  int64 `json:"reflinked"`
+	Hardlinked int64 `json:"hardlinked"`
+	Copied     int64 `json:"copied"`
+	Inlined    int64 `json:"inlined"`
+}
+
+// Seconds is how long the stages took.
+type Seconds struct {
+	Fetch  float64 `json:"fetch"`
+	Import float64 `json:"import"`
+	Boot   float64 `json:"boot"`
+}
+
+// ErrorResult is a failure in a Result.
+type ErrorResult struct {
+	Code    int    `json:"code"`
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+	Stage   Stage  `json:"stage,omitempty"`
+}
