@@ -324,15 +324,18 @@ func (c *ChunkReader) Next() (Chunk, error) {
 			return Chunk{}, c.fail("inline chunk", err)
 		}
 	}
-	var word [8]byte
-	if n, err := io.ReadFull(c.buf, word[:]); err != nil {
-		if errors.Is(err, io.EOF) && n == 0 {
+	word, err := c.buf.Peek(8)
+	if err != nil {
+		if errors.Is(err, io.EOF) && len(word) == 0 {
 			c.err = io.EOF
 			return Chunk{}, io.EOF
 		}
 		return Chunk{}, c.fail("chunk", err)
 	}
-	v := int64(binary.LittleEndian.Uint64(word[:]))
+	v := int64(binary.LittleEndian.Uint64(word))
+	if _, err := c.buf.Discard(8); err != nil {
+		return Chunk{}, c.fail("chunk", err)
+	}
 	if v < 0 {
 		// The negation of the smallest value is 2^63 as an unsigned number.
 		c.left = -uint64(v)
