@@ -97,8 +97,8 @@ func TestReadSectionsRefuses(t *testing.T) {
 		{"optional header too large", edit(func(b []byte) { binary.LittleEndian.PutUint16(b[0x94:], 0xffff) }), ErrNotPE},
 		{"section beyond the end", edit(func(b []byte) { binary.LittleEndian.PutUint32(b[section+8:], 0xffffff) }), ErrNotPE},
 		{"section size and place overflow", edit(func(b []byte) {
-			binary.LittleEndian.PutUint32(b[section+8:], 0xffffffff)
-			binary.LittleEndian.PutUint32(b[section+20:], 0xffffffff)
+			binary.LittleEndian.PutUint32(b[section+8:], 0x400)
+			binary.LittleEndian.PutUint32(b[section+20:], 0xfffffd00)
 		}), ErrNotPE},
 		{"not UTF-8", peBuild(".cmdline", "\xff"), ErrNotUTF8},
 		{"file shorter than said", good[:len(good)-600], nil},
