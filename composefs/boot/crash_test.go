@@ -264,6 +264,8 @@ type scenario struct {
 	after  string
 	images map[string]image
 	addons []string
+	// kernelDir is where kernels go.
+	kernelDir string
 	// damage changes what the earlier exports left.
 	damage func(m *memOps)
 }
@@ -273,7 +275,9 @@ func (s *scenario) run(tb testing.TB, m *memOps, id string) error {
 	tb.Helper()
 	entries, store := find(tb, s.images[id])
 	chosen, _ := Choose(entries)
-	_, err := export(tb.Context(), m, chosen, ExportOptions{Content: store, Candidates: candidates(tb, id), Addons: s.addons})
+	_, err := export(tb.Context(), m, chosen, ExportOptions{
+		Content: store, Candidates: candidates(tb, id), Addons: s.addons, KernelDir: s.kernelDir,
+	})
 	return err
 }
 
@@ -352,6 +356,7 @@ func TestExportSurvivesCrashes(t *testing.T) {
 			images: map[string]image{a: kernelImage("k"), b: kernelImage("k")}},
 		{name: "update with another kernel", before: []string{a, b}, after: c,
 			images: map[string]image{a: kernelImage("1"), b: kernelImage("2"), c: kernelImage("3")}},
+		{name: "first on the EFI system partition", after: a, kernelDir: "EFI/Linux", images: map[string]image{a: kernelImage("k")}},
 		{name: "back to the older", before: []string{a, b}, after: a,
 			images: map[string]image{a: kernelImage("1"), b: kernelImage("2")}},
 		{name: "directory without initrd", before: []string{a}, after: b,

@@ -502,6 +502,7 @@ func TestExportRefuses(t *testing.T) {
 		{"whole and broken kernel", image{"usr/lib/modules/6.1/vmlinuz": "k", "usr/lib/modules/6.2/vmlinuz": "k", "usr/lib/modules/6.2/initramfs.img": "i"}, good, "no initramfs"},
 		{"entry id that is a path", kernel, ExportOptions{Candidates: good.Candidates, EntryID: "../x"}, "entry id"},
 		{"entry id for no FAT", kernel, ExportOptions{Candidates: good.Candidates, EntryID: "a:b"}, "entry id"},
+		{"entry id with a control character", kernel, ExportOptions{Candidates: good.Candidates, EntryID: "a\x01b"}, "entry id"},
 		{"kernel directory outside", kernel, ExportOptions{Candidates: good.Candidates, KernelDir: "../x"}, "kernel directory"},
 		{"absolute kernel directory", kernel, ExportOptions{Candidates: good.Candidates, KernelDir: "/x"}, "kernel directory"},
 		{"path prefix with a space", kernel, ExportOptions{Candidates: good.Candidates, PathPrefix: "/a b"}, "path prefix"},

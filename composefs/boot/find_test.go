@@ -185,6 +185,36 @@ func TestFindTolerates(t *testing.T) {
 	}
 }
 
+func TestFindBoundsConfs(t *testing.T) {
+	files := image{}
+	for i := range 1 + maxConfTotal/maxConfSize {
+		files[fmt.Sprintf("boot/loader/entries/%d.conf", i)] = strings.Repeat("#", maxConfSize)
+	}
+	root, store := makeTree(t, files)
+	if _, err := Find(root, store); err == nil || !strings.Contains(err.Error(), "together") {
+		t.Errorf("got %v", err)
+	}
+	delete(files, "boot/loader/entries/0.conf")
+	root, store = makeTree(t, files)
+	if entries, err := Find(root, store); err != nil || len(entries) != maxConfTotal/maxConfSize {
+		t.Errorf("got %d entries, %v", len(entries), err)
+	}
+}
+
+func TestLookupFollowingCountsLinks(t *testing.T) {
+	files := image{"l0": "file"}
+	for i := range maxLinks + 1 {
+		files[fmt.Sprintf("l%d", i+1)] = fmt.Sprintf("-> l%d", i)
+	}
+	root, _ := makeTree(t, files)
+	if lookupFollowing(root, fmt.Sprintf("/l%d", maxLinks)) == nil {
+		t.Errorf("%d links are not followed", maxLinks)
+	}
+	if lookupFollowing(root, fmt.Sprintf("/l%d", maxLinks+1)) != nil {
+		t.Errorf("%d links are followed", maxLinks+1)
+	}
+}
+
 func TestFindReportsReadErrors(t *testing.T) {
 	root, store := makeTree(t, image{"boot/loader/entries/a.conf": "title " + strings.Repeat("x", 100) + "\n"})
 	clear(store)
