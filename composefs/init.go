@@ -38,6 +38,10 @@ type InitOptions struct {
 // is false when an equal one is there already, whether it requires fs-verity
 // or not; a different one is [ErrDifferentMeta]. Nothing is replaced.
 func Init(ctx context.Context, path string, o InitOptions) (created bool, err error) {
+	return create(ctx, path, o, kernelVerity())
+}
+
+func create(ctx context.Context, path string, o InitOptions, v verity) (created bool, err error) {
 	if o.Algorithm == 0 {
 		o.Algorithm = fsverity.SHA512
 	}
@@ -64,7 +68,7 @@ func Init(ctx context.Context, path string, o InitOptions) (created bool, err er
 		root.Close() // a directory
 		return false, err
 	}
-	r := newRepo(path, root, lock)
+	r := newRepo(path, root, lock, v)
 	defer func() { err = errors.Join(err, r.Close()) }()
 	return r.initMeta(o)
 }
@@ -83,11 +87,11 @@ func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	verity := fsverity.Algorithm(0)
+	var protect fsverity.Algorithm
 	if !o.AllowMissingVerity {
-		verity = o.Algorithm
+		protect = o.Algorithm
 	}
-	err = r.linkMeta(text, verity)
+	err = r.linkMeta(text, protect)
 	if errors.Is(err, fs.ErrExist) { // another process was faster
 		same, err := r.compareMeta(want)
 		return false, errors.Join(err, same)
@@ -133,10 +137,10 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 	}
 	defer f.Close() // read-only
 	if alg != 0 {
-		if err := fsverity.Enable(f, alg); err != nil {
+		if err := r.verity.enable(f, alg); err != nil {
 			return r.verityError(err)
 		}
-		if _, err := fsverity.Measure(f, alg); err != nil {
+		if _, err := r.verity.measure(f, alg); err != nil {
 			return r.verityError(err)
 		}
 	}

@@ -148,7 +148,7 @@ func (r *Repo) checkObject(f *os.File, id fsverity.Digest) error {
 	if r.noVerity.Load() {
 		return nil
 	}
-	got, err := fsverity.Measure(f, r.meta.Algorithm)
+	got, err := r.verity.measure(f, r.meta.Algorithm)
 	switch {
 	case err == nil && got == id:
 		return nil
@@ -247,7 +247,7 @@ func (r *Repo) seal(w *os.File, id fsverity.Digest) (*os.File, error) {
 }
 
 func (r *Repo) enableVerity(f *os.File, id fsverity.Digest) error {
-	err := fsverity.Enable(f, r.meta.Algorithm)
+	err := r.verity.enable(f, r.meta.Algorithm)
 	if err != nil && !errors.Is(err, fsverity.ErrAlreadyEnabled) {
 		if errors.Is(err, fsverity.ErrNotSupported) && !r.enforce {
 			r.noVerity.Store(true)
@@ -255,7 +255,7 @@ func (r *Repo) enableVerity(f *os.File, id fsverity.Digest) error {
 		}
 		return r.verityError(err)
 	}
-	got, err := fsverity.Measure(f, r.meta.Algorithm)
+	got, err := r.verity.measure(f, r.meta.Algorithm)
 	if err != nil {
 		return r.verityError(err)
 	}
