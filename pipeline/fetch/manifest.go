@@ -122,6 +122,9 @@ func detectMediaType(data []byte, hint string) (string, error) {
 		return "", fmt.Errorf("parse manifest: %w", err)
 	}
 	mediaType := p.MediaType
+	if mediaType == "" && p.SchemaVersion == 1 {
+		return mediaTypeDockerSchema1, nil
+	}
 	if mediaType == "" {
 		mediaType = hint
 		switch mediaType {
