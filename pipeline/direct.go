@@ -152,7 +152,7 @@ func (p *pull) fetchManifest(ctx context.Context) error {
 
 func (p *pull) readManifest(ctx context.Context) (err error) {
 	r := p.result
-	r.Transport, r.Reference, r.IndexDigest = p.source.Transport, p.source.Reference, p.source.IndexDigest
+	r.Transport, r.IndexDigest = string(p.source.Reference.Transport), p.source.IndexDigest.String()
 	p.image.Manifest = p.source.Manifest
 	r.ManifestDigest = oci.DigestOf(p.source.Manifest)
 	if p.manifest, err = oci.ParseManifest(p.source.Manifest); err != nil {

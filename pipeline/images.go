@@ -181,12 +181,7 @@ var bootVariants = []bootVariant{
 // checkUKIs makes sure that each unified kernel image boots this image. One
 // that was sealed for another variant of the boot image gets that variant.
 func (p *pull) checkUKIs(ctx context.Context, entries []boot.Entry) error {
-	var candidates []boot.Candidate
-	for _, v := range bootVariants {
-		if id, ok := p.image.Images[oci.ImageKey(true, v.version, v.mode)]; ok {
-			candidates = append(candidates, v.candidate(id))
-		}
-	}
+	candidates := p.bootCandidates()
 	computed := false
 	for i := range entries {
 		e := &entries[i]
@@ -221,8 +216,19 @@ func (p *pull) checkUKIs(ctx context.Context, entries []boot.Entry) error {
 	return nil
 }
 
+// bootCandidates are the boot images that are built.
+func (p *pull) bootCandidates() []boot.Candidate {
+	var candidates []boot.Candidate
+	for _, v := range bootVariants {
+		if id, ok := p.image.Images[oci.ImageKey(true, v.version, v.mode)]; ok {
+			candidates = append(candidates, v.candidate(id))
+		}
+	}
+	return candidates
+}
+
 func (v bootVariant) candidate(id fsverity.Digest) boot.Candidate {
-	return boot.Candidate{Mode: v.mode.String(), Version: boot.Version(v.version), ID: id}
+	return boot.Candidate{Mode: v.mode.String(), Version: v.version, ID: id}
 }
 
 // bootTree merges the layers anew and transforms them for a boot image.

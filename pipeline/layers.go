@@ -17,7 +17,12 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
 	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
+
+// layerRetries is how often a layer whose transfer broke is fetched again; each
+// request has been retried by then.
+const layerRetries = 2
 
 // layer is one distinct layer of the image, lowest position first.
 type layer struct {
@@ -164,10 +169,12 @@ func (p *pull) importAndMerge(ctx context.Context, importer *oci.Importer, layer
 	return merger.Root(), nil
 }
 
-func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer) error {
+// importLayer imports one layer, again from its beginning when the transfer
+// broke and fetch could not go on with it.
+func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer) (err error) {
 	d := p.manifest.Layers[l.index]
 	p.events.layer(Event{Task: TaskPulling, State: Started, Layer: d.Digest, Total: d.Size})
-	id, err := importer.ImportLayer(ctx, func(ctx context.Context) (io.ReadCloser, error) {
+	open := func(ctx context.Context) (io.ReadCloser, error) {
 		blob, err := p.source.Layer(ctx, l.index)
 		if err != nil {
 			return nil, err
@@ -175,11 +182,17 @@ func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer
 		return &progressReader{ReadCloser: blob, report: func(n int) {
 			p.events.advance(TaskPulling, d.Digest, n, d.Size)
 		}}, nil
-	}, l.diffID)
-	if err != nil {
-		return err
 	}
-	l.id = id
+	for try := 0; ; try++ {
+		l.id, err = importer.ImportLayer(ctx, open, l.diffID)
+		if err == nil {
+			break
+		}
+		if try >= layerRetries || !fetch.IsRetryable(err) {
+			return err
+		}
+		p.Log.Warn("fetching a layer again", "layer", d.Digest, "error", err)
+	}
 	close(l.done)
 	p.events.layer(Event{Task: TaskPulling, State: Done, Layer: d.Digest, Bytes: d.Size, Total: d.Size})
 	return nil

@@ -14,16 +14,11 @@ import (
 )
 
 // ReadAtCloser is an open file of an image.
-type ReadAtCloser interface {
-	io.ReaderAt
-	io.Closer
-}
+type ReadAtCloser = tree.File
 
 // Content opens regular files of a tree. Only files whose content is an
 // object are asked for; what a node carries itself is read from the node.
-type Content interface {
-	Open(n *tree.Node) (ReadAtCloser, error)
-}
+type Content = tree.Content
 
 // errNotRegular reports a name that must be a regular file and is not.
 var errNotRegular = errors.New("not a regular file")

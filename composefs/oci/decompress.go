@@ -52,15 +52,20 @@ func (l Limits) withDefaults() Limits {
 // ErrTooLarge reports a layer that expands beyond its limits.
 var ErrTooLarge = errors.New("layer too large")
 
-// countingReader counts the bytes read through it.
+// countingReader counts the bytes read through it and keeps the error that
+// ended them.
 type countingReader struct {
-	r io.Reader
-	n int64
+	r   io.Reader
+	n   int64
+	err error
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		c.err = err
+	}
 	return n, err
 }
 
@@ -120,6 +125,10 @@ func (d *decompressor) Read(p []byte) (int, error) {
 	if d.n > ratioFloor && d.n/max(d.in.n, 1) > d.limits.MaxRatio {
 		return n, fmt.Errorf("%w: %d bytes expand to more than %d, a ratio above %d; allow it with --max-compression-ratio",
 			ErrTooLarge, d.in.n, d.n, d.limits.MaxRatio)
+	}
+	if err != nil && !errors.Is(err, io.EOF) && d.in.err == nil {
+		// The blob was read well, so what it holds is at fault.
+		err = fmt.Errorf("decompress layer: %w: %w", ErrMalformed, err)
 	}
 	return n, err
 }

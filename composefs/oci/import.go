@@ -65,9 +65,6 @@ const (
 // may be compressed and is read to its end. A layer whose uncompressed bytes do
 // not have the digest diffID is an error, and then no stream of it is stored.
 func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) (io.ReadCloser, error), diffID Digest) (_ fsverity.Digest, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-
 	blob, err := open(ctx)
 	if err != nil {
 		return fsverity.Digest{}, err
@@ -77,6 +74,20 @@ func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) 
 			err = closeErr
 		}
 	}()
+	id, err := im.importBlob(ctx, blob, diffID)
+	if errors.Is(err, ErrMalformed) && ctx.Err() == nil {
+		// A blob that is not what its digest says breaks the rules of tar, too.
+		// Its end tells which it is.
+		if _, blobErr := io.Copy(io.Discard, blob); blobErr != nil {
+			err = fmt.Errorf("%w (before that: %w)", blobErr, err)
+		}
+	}
+	return id, err
+}
+
+func (im *Importer) importBlob(ctx context.Context, blob io.Reader, diffID Digest) (fsverity.Digest, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	plain, err := newDecompressor(blob, im.limits)
 	if err != nil {
 		return fsverity.Digest{}, err
@@ -91,7 +102,7 @@ func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) 
 	var framer sync.WaitGroup
 	framer.Go(func() {
 		defer close(segments)
-		frameErr = im.frame(ctx, in, segments)
+		frameErr = malformed(im.frame(ctx, in, segments))
 		if frameErr == nil {
 			if got := digestFromSum(hash.Sum(nil)); got != diffID {
 				frameErr = fmt.Errorf("%w: the uncompressed layer has digest %s, the config says %s", ErrIntegrity, got, diffID)
@@ -114,6 +125,15 @@ func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) 
 		return fsverity.Digest{}, frameErr
 	}
 	return id, err
+}
+
+// malformed marks the errors of the tar framer that are about the archive and
+// not about reading it.
+func malformed(err error) error {
+	if e, ok := errors.AsType[*tarraw.Error](err); ok && e.Rule != tarraw.RuleRead {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	return err
 }
 
 // assemble writes segments to the splitstream in their order.

@@ -71,7 +71,7 @@ func (m *Merger) Layer(ctx context.Context, id fsverity.Digest) error {
 			return nil
 		}
 		if err != nil {
-			return err
+			return malformed(err)
 		}
 		m.entries++
 		if m.entries > m.limit {
