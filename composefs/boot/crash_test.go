@@ -476,3 +476,77 @@ func TestExportCleansUpAfterFaults(t *testing.T) {
 		}
 	}
 }
+
+// loaderView is what a boot loader makes of an entry: it strips lines, takes
+// carriage returns for line ends, the last kernel for the kernel, and all
+// options together.
+func loaderView(text string) (linux string, initrds, options []string) {
+	for _, line := range strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		line = strings.Trim(line, " \t\v\f")
+		i := strings.IndexAny(line, " \t\v\f")
+		if i < 0 || strings.HasPrefix(line, "#") {
+			continue
+		}
+		value := strings.Trim(line[i:], " \t\v\f")
+		switch line[:i] {
+		case "linux":
+			linux = value
+		case "initrd":
+			initrds = append(initrds, value)
+		case "options":
+			options = append(options, value)
+		}
+	}
+	return linux, initrds, options
+}
+
+// Whatever a Type 1 entry of an image says, once exported it starts the
+// exported files and no others, with one composefs argument.
+func FuzzExportConf(f *testing.F) {
+	f.Add("title Example\nversion 1\nlinux /k\ninitrd /i\noptions a \"b c\" composefs=x\nsort-key ex\n")
+	f.Add("linux k\r\ninitrd\t/i\noptions\n options x\n")
+	f.Add("linux /k\ninitrd /i\nlinux\v/x\n\u00a0linux /x\ninitrd /i\noptions a\noptions b\noptions composefs.digest=v1\n")
+	id := digest(f, hex512("a"))
+	f.Fuzz(func(t *testing.T, text string) {
+		root, store := makeTree(t, image{"boot/loader/entries/a.conf": text, "k": "kernel", "i": "initrd"})
+		entries, err := Find(root, store)
+		if err != nil {
+			return
+		}
+		m := &memOps{root: newMemDir()}
+		result, err := export(t.Context(), m, entries, ExportOptions{
+			Content: store, Candidates: []Candidate{{ID: id}}, ExtraKargs: []string{"extra=1"}, EntryID: "e",
+		})
+		if err != nil {
+			if files := m.list(); len(files) != 0 {
+				t.Fatalf("refused with %v, but wrote %q", err, files)
+			}
+			return
+		}
+		files := m.list()
+		got := files[result.Entries[0].LoaderEntry]
+		linux, initrds, options := loaderView(got)
+		if linux != "/"+result.Entries[0].Files[0] || len(initrds) == 0 {
+			t.Fatalf("%q becomes %q: kernel %q, initrds %q", text, got, linux, initrds)
+		}
+		for _, i := range initrds {
+			// The image's file may be the kernel; what counts is that it is
+			// one of ours.
+			if _, ok := files[strings.TrimPrefix(i, "/")]; !ok || !strings.HasPrefix(i, "/"+artifactPrefix) {
+				t.Fatalf("%q becomes %q: initrd %q", text, got, i)
+			}
+		}
+		count, extra := 0, 0
+		for arg := range Args(strings.Join(options, " ")) {
+			if isKarg(arg) {
+				count++
+			}
+			if arg == "extra=1" {
+				extra++
+			}
+		}
+		if count != 1 || extra == 0 || len(options) != 1 || !strings.Contains(options[0], "composefs="+id.String()) {
+			t.Fatalf("%q becomes %q: options %q", text, got, options)
+		}
+	})
+}

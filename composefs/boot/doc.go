@@ -25,7 +25,7 @@
 //   - Everything read from an image is bounded in size before it is read.
 //   - [Export] never leaves a loader entry that names a file which is not
 //     completely on disk, and never changes a file that an older loader entry
-//     may name, except to put the same bytes, or one whole UKI, in its place.
+//     may name, except to put one whole PE binary in the place of another.
 //
 // # Layout that Export writes
 //

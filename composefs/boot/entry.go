@@ -240,6 +240,7 @@ func Choose(entries []Entry) (chosen []Entry, skipped []Skipped) {
 		}
 	}
 	var broken []Entry
+	var left []Skipped // those of broken
 	for i := range entries {
 		e := &entries[i]
 		t := e.Type
@@ -251,13 +252,13 @@ func Choose(entries []Entry) (chosen []Entry, skipped []Skipped) {
 			skipped = append(skipped, Skipped{e, fmt.Sprintf("the image is started through entries of kind %s", kind)})
 		case e.MissingInitrd():
 			broken = append(broken, *e)
-			skipped = append(skipped, Skipped{e, ErrNoInitrd.Error()})
+			left = append(left, Skipped{e, ErrNoInitrd.Error()})
 		default:
 			chosen = append(chosen, *e)
 		}
 	}
 	if len(chosen) == 0 {
-		return broken, nil
+		return broken, skipped
 	}
-	return chosen, skipped
+	return chosen, append(skipped, left...)
 }

@@ -47,8 +47,9 @@ type ExportOptions struct {
 	// an argument of the same name is replaced. A UKI's command line is
 	// sealed: exporting one with ExtraKargs is an error.
 	ExtraKargs []string
-	// EntryID is the name of the loader entry, without .conf. The default is
-	// bootc's name, made of the operating system's ID and version.
+	// EntryID is the name of the loader entry, without .conf; an entry of that
+	// name is replaced. The default is bootc's name, made of the operating
+	// system's ID and version.
 	EntryID string
 	// KernelDir is where directories with kernels are made: "" for the
 	// directory itself, as GRUB has it, or "EFI/Linux" as bootc has it on the

@@ -43,7 +43,7 @@ func sortKey(osID, rank string) string { return "bootc-" + cleanText(osID) + "-"
 // name-version-release, so the id may not have a hyphen.
 func confName(osID, version, release string) string {
 	id := strings.ReplaceAll(safeName(osID, 64), "-", "_")
-	return "bootc_" + id + "-" + safeName(version, 129) + "-" + release + confSuffix
+	return "bootc_" + id + "-" + safeName(version, 128) + "-" + release + confSuffix
 }
 
 // initrdFile is the name of the i-th initrd in a kernel directory. The first
