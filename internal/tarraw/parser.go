@@ -154,8 +154,8 @@ func (p *Parser) header(b block, offset int64, sum uint64) (Step, error) {
 	if err != nil {
 		return More, p.failHeader(b, offset, RuleNumber, fmt.Errorf("size: %w", err))
 	}
-	if err := checkSize(size); err != nil {
-		return More, p.failHeader(b, offset, RuleSize, err)
+	if size > math.MaxUint64-BlockSize {
+		return More, p.failHeader(b, offset, RuleSize, errSize(size))
 	}
 
 	ustar, gnu := b.isUstar(), b.isGNU()
@@ -187,14 +187,7 @@ func (p *Parser) header(b block, offset int64, sum uint64) (Step, error) {
 	return Ready, nil
 }
 
-// checkSize refuses sizes that no file can have; above this the padded size
-// would not fit either.
-func checkSize(size uint64) error {
-	if size > math.MaxInt64-BlockSize {
-		return fmt.Errorf("%d bytes are too many", size)
-	}
-	return nil
-}
+func errSize(size uint64) error { return fmt.Errorf("%d bytes are too many", size) }
 
 // globalHeader starts to skip a global pax header. Extension records before
 // it are void: they belong to a member, and none followed.
@@ -214,14 +207,13 @@ func (p *Parser) record(b block, offset int64, size uint64, kind recordKind, dat
 	if p.have[kind] {
 		return More, p.failHeader(b, offset, RuleDuplicate, fmt.Errorf("second %s", recordNames[kind]))
 	}
-	// The limit fits 63 bits and so does the size: no overflow.
-	total := uint64(p.total) + size
-	if total > uint64(p.limits.MaxExtension) {
-		return More, p.failHeader(b, offset, RuleExtension, fmt.Errorf("%d bytes, limit %d", total, p.limits.MaxExtension))
+	room := uint64(p.limits.MaxExtension - p.total)
+	if size > room {
+		return More, p.failHeader(b, offset, RuleExtension, fmt.Errorf("%d bytes after %d, limit %d", size, p.total, p.limits.MaxExtension))
 	}
 	p.setHint(b)
 	p.have[kind] = true
-	p.total = int64(total)
+	p.total += int64(size)
 	p.records++
 	*data = (*data)[:0]
 	p.data = data
@@ -247,8 +239,14 @@ func (p *Parser) clearRecords() {
 	p.data = nil
 }
 
+// ruleError is a broken rule, before the member's name and offset are known.
+type ruleError struct {
+	rule string
+	err  error
+}
+
 // member fills e from its header and the extension records.
-func (p *Parser) member(e *Entry, b block, ustar, gnu bool) *paxError {
+func (p *Parser) member(e *Entry, b block, ustar, gnu bool) *ruleError {
 	e.Type = b.typeflag()
 	if e.Type == 0 {
 		e.Type = TypeRegular
@@ -266,19 +264,20 @@ func (p *Parser) member(e *Entry, b block, ustar, gnu bool) *paxError {
 		e.Linkname = string(link)
 	}
 	if err := e.setNumbers(b, ustar || gnu); err != nil {
-		return &paxError{RuleNumber, err}
+		return &ruleError{RuleNumber, err}
 	}
 	if p.have[kindPax] {
 		if err := applyPax(e, p.pax); err != nil {
 			e.Name = paxName(p.pax, e.Name)
 			return err
 		}
-		if err := checkSize(e.Size); err != nil {
-			return &paxError{RuleSize, err}
-		}
+	}
+	// No file is that large, and offsets shall not overflow.
+	if e.Size > math.MaxInt64-BlockSize {
+		return &ruleError{RuleSize, errSize(e.Size)}
 	}
 	if e.Name == "" {
-		return &paxError{RulePath, errors.New("empty path")}
+		return &ruleError{RulePath, errors.New("empty path")}
 	}
 	return nil
 }

@@ -89,14 +89,8 @@ func parseDecimal(b []byte) (uint64, bool) {
 	return v, true
 }
 
-// paxError is a broken rule, before the member's name and offset are known.
-type paxError struct {
-	rule string
-	err  error
-}
-
-func badPax(rule, format string, args ...any) *paxError {
-	return &paxError{rule, fmt.Errorf(format, args...)}
+func badPax(rule, format string, args ...any) *ruleError {
+	return &ruleError{rule, fmt.Errorf(format, args...)}
 }
 
 // shorten bounds foreign text in an error message.
@@ -104,7 +98,7 @@ func shorten(b []byte) []byte { return b[:min(len(b), 64)] }
 
 // applyPax lets the records of one pax header override e. Later records win,
 // but the nanoseconds are those of the first mtime record.
-func applyPax(e *Entry, data []byte) *paxError {
+func applyPax(e *Entry, data []byte) *ruleError {
 	if perr := checkSparseVersion(data); perr != nil {
 		return perr
 	}
@@ -117,7 +111,7 @@ func applyPax(e *Entry, data []byte) *paxError {
 	for {
 		key, value, rest, ok, err := nextPax(data)
 		if err != nil {
-			return &paxError{RulePax, err}
+			return &ruleError{RulePax, err}
 		}
 		if !ok {
 			break
@@ -177,7 +171,7 @@ func applyPax(e *Entry, data []byte) *paxError {
 		e.Name = string(sparseName)
 	}
 	if sparse {
-		return &paxError{RuleSparse, errSparse}
+		return &ruleError{RuleSparse, errSparse}
 	}
 	e.Xattrs = sortXattrs(e.Xattrs)
 	return nil
@@ -200,7 +194,7 @@ func paxName(data []byte, name string) string {
 
 // checkSparseVersion refuses sparse files of version 1.0, whose map is in the
 // body. It looks at the records up to the second of the two version keys.
-func checkSparseVersion(data []byte) *paxError {
+func checkSparseVersion(data []byte) *ruleError {
 	if !bytes.Contains(data, []byte(paxSparse)) {
 		return nil
 	}
@@ -209,7 +203,7 @@ func checkSparseVersion(data []byte) *paxError {
 	for !hasMajor || !hasMinor {
 		key, value, rest, ok, err := nextPax(data)
 		if err != nil {
-			return &paxError{RulePax, err}
+			return &ruleError{RulePax, err}
 		}
 		if !ok {
 			return nil
@@ -229,7 +223,7 @@ func checkSparseVersion(data []byte) *paxError {
 		}
 	}
 	if major == 1 && minor == 0 {
-		return &paxError{RuleSparse, errSparse}
+		return &ruleError{RuleSparse, errSparse}
 	}
 	return nil
 }

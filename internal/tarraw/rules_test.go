@@ -88,6 +88,8 @@ func TestAccepted(t *testing.T) {
 			})}},
 		{"pax ids cut to 32 bits", pax("uid", "4294967297") + header(), []*Entry{entry(func(e *Entry) { e.UID = 1 })}},
 		{"pax size overrides a larger one", pax("size", "0") + header(size(1<<20)), []*Entry{entry(nil)}},
+		{"pax size overrides a size that no file has", pax("size", "3") + header(rawSize("\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff")) + blocks("abc"),
+			[]*Entry{entry(func(e *Entry) { e.Size = 3; e.Content = []byte("abc") })}},
 		{"pax time, whole", pax("mtime", "7") + header(), []*Entry{entry(func(e *Entry) { e.MtimeSec = 7 })}},
 		{"pax time, dot only", pax("mtime", "7.") + header(), []*Entry{entry(func(e *Entry) { e.MtimeSec = 7 })}},
 		{"pax time, ten digits", pax("mtime", "7.1234567899") + header(),
