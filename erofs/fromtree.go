@@ -61,10 +61,13 @@ func (r *treeReader) read(root *tree.Node) error {
 		at := f.next
 		f.next++
 		child := r.kids[at]
-		if child == nil {
-			continue // "." and ".."
-		}
 		ent := &r.p.ents[at]
+		if child == nil {
+			if ent.link {
+				continue // "." and ".."
+			}
+			return fmt.Errorf("read tree: %q has no inode", r.pathTo(ent.name))
+		}
 		if i, ok := r.index[child]; ok {
 			if err := r.addLink(ent, i); err != nil {
 				return err
