@@ -75,9 +75,11 @@ func xattrVerity(tb testing.TB) verity {
 // noVerity is a kernel or file system without fs-verity.
 func noVerity() verity {
 	return verity{
-		enable:  func(*os.File, fsverity.Algorithm) error { return fsverity.ErrNotSupported },
-		measure: func(*os.File, fsverity.Algorithm) (fsverity.Digest, error) { return fsverity.Digest{}, fsverity.ErrNotSupported },
-		probe:   func(*os.File, fsverity.Algorithm) error { return fsverity.ErrNotSupported },
+		enable: func(*os.File, fsverity.Algorithm) error { return fsverity.ErrNotSupported },
+		measure: func(*os.File, fsverity.Algorithm) (fsverity.Digest, error) {
+			return fsverity.Digest{}, fsverity.ErrNotSupported
+		},
+		probe: func(*os.File, fsverity.Algorithm) error { return fsverity.ErrNotSupported },
 	}
 }
 

@@ -137,6 +137,7 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 	}
 	defer f.Close() // read-only
 	if alg != 0 {
+		waitForForks()
 		if err := r.verity.enable(f, alg); err != nil {
 			return r.verityError(err)
 		}
@@ -161,16 +162,15 @@ func writeThenReopen(w *os.File, text []byte) (*os.File, error) {
 }
 
 // reopen returns w's file opened for reading and closes w, so that fs-verity
-// can be enabled.
+// can be enabled. w stays open after an error.
 //
 // A child that was forked while w was open has a copy of the descriptor until
-// it executes its program, and fs-verity cannot be enabled before that. The
-// runtime holds ForkLock from before a fork until the child has executed
-// (vfork). To have had ForkLock after closing w therefore means that no such
-// child is left; there is no need to hold it while data is written. Children
-// with user namespaces, which are not vforked, and the instant between the
-// kernel's end of vfork and its closing of descriptors are left to the retries
-// of [fsverity.Enable].
+// the kernel has closed it during exec, and that long fs-verity is refused
+// with ETXTBSY. Small files are therefore written under [syscall.ForkLock],
+// which keeps the runtime from forking meanwhile. A file that takes long to
+// fill cannot do that: waitForForks makes sure that such children have at
+// least begun to execute their program, and the retries of [fsverity.Enable]
+// cover the rest, as they do for forks that are not the runtime's.
 func reopen(w *os.File) (*os.File, error) {
 	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(int(w.Fd())))
 	if err != nil {
@@ -179,10 +179,15 @@ func reopen(w *os.File) (*os.File, error) {
 	if err := w.Close(); err != nil {
 		return nil, errors.Join(fmt.Errorf("close file: %w", err), f.Close())
 	}
-	//lint:ignore SA2001 an empty critical section is the point, see above
+	return f, nil
+}
+
+// waitForForks returns when the forks that had begun before are past vfork.
+// The caller does not hold ForkLock.
+func waitForForks() {
+	//lint:ignore SA2001 an empty critical section is the point
 	syscall.ForkLock.RLock()
 	syscall.ForkLock.RUnlock()
-	return f, nil
 }
 
 // syncCreation makes a new repository survive a crash: its own directory and

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +41,10 @@ func (o Outcome) String() string {
 	}
 	return fmt.Sprintf("outcome %d", uint8(o))
 }
+
+// maxForkDelay is the size in bytes up to which writing a file may keep other
+// goroutines from starting programs.
+const maxForkDelay = 1 << 20
 
 // linkAttempts bounds how often an object is linked again because directories
 // or other objects came and went.
@@ -186,18 +191,15 @@ func (r *Repo) PutID(id fsverity.Digest, data []byte) (Outcome, error) {
 	if ok {
 		return Present, nil
 	}
-	objects, err := r.objectsDir(true)
-	if err != nil {
-		return 0, err
+	if r.noVerity.Load() {
+		return r.putPlain(id, data)
 	}
-	fd, tmp, err := r.createFD(objects, tmpObject)
-	if errors.Is(err, fs.ErrNotExist) { // objects/ was removed under us
-		r.dirs.drop(&r.dirs.objects)
-		if objects, err = r.objectsDir(true); err != nil {
-			return 0, err
-		}
-		fd, tmp, err = r.createFD(objects, tmpObject)
-	}
+	return r.putVerity(id, data)
+}
+
+// putPlain stores where there is no fs-verity: create, write, link, close.
+func (r *Repo) putPlain(id fsverity.Digest, data []byte) (Outcome, error) {
+	fd, objects, tmp, err := r.createObject()
 	if err != nil {
 		return 0, err
 	}
@@ -208,16 +210,51 @@ func (r *Repo) PutID(id fsverity.Digest, data []byte) (Outcome, error) {
 		unix.Close(fd)
 		return 0, fmt.Errorf("write object %s to repository %s: %w", id, r.path, err)
 	}
-	if r.noVerity.Load() {
-		o, err := r.publish(fd, tmp, id, int64(len(data)))
-		return o, errors.Join(err, unix.Close(fd))
-	}
-	f, err := r.seal(os.NewFile(uintptr(fd), r.path+"/objects/"+tmp), id)
+	o, err := r.publish(fd, tmp, id, int64(len(data)))
+	return o, errors.Join(err, unix.Close(fd))
+}
+
+// putVerity stores where there is fs-verity, or where nobody knows yet.
+func (r *Repo) putVerity(id fsverity.Digest, data []byte) (Outcome, error) {
+	f, objects, tmp, err := r.writeForVerity(data)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("write object %s to repository %s: %w", id, r.path, err)
 	}
 	defer f.Close() // read-only
+	if tmp != "" {
+		defer unix.Unlinkat(objects, tmp, 0) // gone already on success
+	}
+	if err := r.enableVerity(f, id); err != nil {
+		return 0, fmt.Errorf("store object %s: %w", id, err)
+	}
 	return r.publish(int(f.Fd()), tmp, id, int64(len(data)))
+}
+
+// writeForVerity writes an object and returns it opened for reading, with no
+// descriptor for writing left, also not in a child; see reopen.
+func (r *Repo) writeForVerity(data []byte) (f *os.File, objects int, tmp string, err error) {
+	if len(data) <= maxForkDelay {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	} else {
+		defer waitForForks()
+	}
+	fd, objects, tmp, err := r.createObject()
+	if err != nil {
+		return nil, -1, "", err
+	}
+	w := os.NewFile(uintptr(fd), r.path+"/objects/"+tmp)
+	if err = writeAll(fd, data); err == nil {
+		f, err = reopen(w)
+	}
+	if err != nil {
+		w.Close() // the error says more
+		if tmp != "" {
+			unix.Unlinkat(objects, tmp, 0)
+		}
+		return nil, -1, "", err
+	}
+	return f, objects, tmp, nil
 }
 
 func writeAll(fd int, b []byte) error {
@@ -231,21 +268,9 @@ func writeAll(fd int, b []byte) error {
 	return nil
 }
 
-// seal gives a finished file its fs-verity digest and checks that it is id. It
-// closes w and returns the file opened for reading. Where fs-verity is not
-// required and the file system lacks it, that is remembered.
-func (r *Repo) seal(w *os.File, id fsverity.Digest) (*os.File, error) {
-	f, err := reopen(w)
-	if err != nil {
-		w.Close() // the error says more
-		return nil, err
-	}
-	if err := r.enableVerity(f, id); err != nil {
-		return nil, errors.Join(fmt.Errorf("store object %s: %w", id, err), f.Close())
-	}
-	return f, nil
-}
-
+// enableVerity gives a finished file its fs-verity digest and checks that it
+// is id. Where fs-verity is not required and the file system lacks it, that is
+// remembered.
 func (r *Repo) enableVerity(f *os.File, id fsverity.Digest) error {
 	err := r.verity.enable(f, r.meta.Algorithm)
 	if err != nil && !errors.Is(err, fsverity.ErrAlreadyEnabled) {

@@ -6,7 +6,6 @@ package composefs
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"sync"
@@ -36,22 +35,12 @@ func (r *Repo) CreateTemp() (*Temp, error) {
 		return nil, err
 	}
 	defer r.leave()
-	objects, err := r.objectsDir(true)
-	if err != nil {
-		return nil, err
-	}
-	f, name, err := r.createFile(objects, tmpObject)
-	if errors.Is(err, fs.ErrNotExist) { // objects/ was removed under us
-		r.dirs.drop(&r.dirs.objects)
-		if objects, err = r.objectsDir(true); err == nil {
-			f, name, err = r.createFile(objects, tmpObject)
-		}
-	}
+	fd, _, name, err := r.createObject()
 	if err != nil {
 		return nil, err
 	}
 	r.addUser(1)
-	return &Temp{repo: r, file: f, name: name}, nil
+	return &Temp{repo: r, file: os.NewFile(uintptr(fd), r.path+"/objects/"+name), name: name}, nil
 }
 
 // File is the open file, for reading and writing. It is closed with the Temp.
@@ -108,12 +97,37 @@ func (r *Repo) Commit(t *Temp, id fsverity.Digest) (Outcome, error) {
 	if r.noVerity.Load() {
 		return r.publish(int(t.file.Fd()), t.name, id, st.Size)
 	}
-	f, err := r.seal(t.file, id)
+	f, err := reopen(t.file)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("commit object %s: %w", id, err)
 	}
 	defer f.Close() // read-only
+	waitForForks()
+	if err := r.enableVerity(f, id); err != nil {
+		return 0, fmt.Errorf("commit object %s: %w", id, err)
+	}
 	return r.publish(int(f.Fd()), t.name, id, st.Size)
+}
+
+// createObject makes a file in objects/, whose descriptor it returns too, as
+// createFD does.
+func (r *Repo) createObject() (fd, objects int, name string, err error) {
+	for range linkAttempts {
+		if objects, err = r.objectsDir(true); err != nil {
+			return -1, -1, "", err
+		}
+		if fd, name, err = r.createFD(objects, tmpObject); err == nil {
+			return fd, objects, name, nil
+		}
+		// What a file system answers in a directory that was removed
+		// differs; the count of its links does not.
+		var st unix.Stat_t
+		if unix.Fstat(objects, &st) != nil || st.Nlink > 0 {
+			break
+		}
+		r.dirs.drop(&r.dirs.objects)
+	}
+	return -1, -1, "", err
 }
 
 // createFD makes a file in a directory: without a name, or where that is not
