@@ -3,7 +3,7 @@
 #
 #   make demo         build, and pull an image that the command makes itself
 #   make test         every test that this machine and user can run
-#   make build        bin/cfs-pull, one static binary
+#   make build        cfs-pull, one static binary
 #   make lint         gofmt, go vet, staticcheck
 #   make race         the tests with the race detector (needs a C compiler)
 #   make fuzz-short   every fuzz target for FUZZTIME
@@ -26,10 +26,10 @@ BENCHTIME ?= 1s
 .PHONY: build demo test race lint fuzz-short bench clean
 
 build:
-	$(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/cfs-pull ./cmd/cfs-pull
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)' -o cfs-pull ./cmd/cfs-pull
 
 demo: build
-	$(GO) run -tags $(TAGS) ./internal/demo -binary bin/cfs-pull
+	$(GO) run -tags $(TAGS) ./internal/demo -binary cfs-pull
 
 # The limit is for the whole of a package; the micro-VM emulates a processor.
 test:
@@ -58,4 +58,4 @@ bench:
 	$(GO) test -tags $(TAGS) -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem -timeout 60m $(PACKAGES)
 
 clean:
-	rm -rf bin
+	rm -f cfs-pull

@@ -21,7 +21,7 @@ import (
 )
 
 func main() {
-	binary := flag.String("binary", "bin/cfs-pull", "the cfs-pull `program` to show")
+	binary := flag.String("binary", "cfs-pull", "the cfs-pull `program` to show")
 	keep := flag.String("keep", "", "work in this new `directory` and leave it, instead of a temporary one")
 	flag.Parse()
 	if err := run(*binary, *keep); err != nil {
@@ -62,7 +62,13 @@ func run(binary, keep string) (err error) {
 	}
 
 	say("The first pull creates the repository and exports the boot files.")
-	pull := []string{"--direct", "--repo", repository, "--init", "--allow-missing-verity", "--export-boot", boot}
+	pull := []string{
+		"--direct", "--repo", repository, "--init",
+		// The file system need not have fs-verity, nor the machine a policy
+		// of container signatures.
+		"--allow-missing-verity", "--insecure-policy",
+		"--export-boot", boot,
+	}
 	ref := "oci:" + layout + ":latest"
 	if _, err := show(binary, append(pull, ref)...); err != nil {
 		return err

@@ -13,6 +13,7 @@ package ocilayout
 import (
 	"archive/tar"
 	"compress/gzip"
+	_ "crypto/sha256" // the canonical digest
 	"encoding/json"
 	"errors"
 	"fmt"
