@@ -123,6 +123,9 @@ func (op *opener) open(ctx context.Context) (*Image, error) {
 	}
 	var img *Image
 	retry := op.o.retryPolicy()
+	if op.ref.Transport != TransportRegistry {
+		retry.retries = 0
+	}
 	err = retry.do(ctx, "resolve "+op.ref.String(), func(ctx context.Context) (err error) {
 		ctx, cancel := context.WithTimeout(ctx, manifestTimeout)
 		defer cancel()
@@ -428,6 +431,9 @@ func (s *session) classify(err error, ref Reference) error {
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return &NotFoundError{Reference: ref.String(), Err: err}
+	}
+	if ref.Transport != TransportRegistry {
+		err = &localError{err}
 	}
 	return fmt.Errorf("fetch image %s: %w", ref, err)
 }

@@ -486,11 +486,16 @@ func entry(d testregistry.Descriptor, os, arch, variant string) testregistry.Des
 
 func putIndex(t *testing.T, reg *testregistry.Registry, tag string, entries ...testregistry.Descriptor) testregistry.Descriptor {
 	t.Helper()
+	return putIndexIn(t, reg, "image", tag, entries...)
+}
+
+func putIndexIn(t *testing.T, reg *testregistry.Registry, repository, tag string, entries ...testregistry.Descriptor) testregistry.Descriptor {
+	t.Helper()
 	data, err := json.Marshal(map[string]any{
 		"schemaVersion": 2, "mediaType": MediaTypeOCIIndex, "manifests": entries,
 	})
 	must(t, err)
-	return reg.PutManifest(t, "image", tag, MediaTypeOCIIndex, data)
+	return reg.PutManifest(t, repository, tag, MediaTypeOCIIndex, data)
 }
 
 // putPlatform stores an image whose config says what platform it is for.

@@ -92,7 +92,8 @@ func (p retryPolicy) do(ctx context.Context, what string, f func(context.Context
 // for everything that the other typed errors of this package describe, and for
 // a context that was cancelled.
 func IsRetryable(err error) bool {
-	if err == nil || isTyped(err) {
+	var local *localError
+	if err == nil || isTyped(err) || errors.As(err, &local) {
 		return false
 	}
 	if errors.Is(err, errStalled) {
@@ -143,6 +144,14 @@ func IsRetryable(err error) bool {
 	}
 	return false
 }
+
+// localError is an error of a source that is no registry. A file that ends too
+// early looks like a broken connection, but will not grow.
+type localError struct{ err error }
+
+func (e *localError) Error() string { return e.err.Error() }
+
+func (e *localError) Unwrap() error { return e.err }
 
 func isNetworkErrno(errno syscall.Errno) bool {
 	switch errno {
