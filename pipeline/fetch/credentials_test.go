@@ -192,18 +192,28 @@ func TestOpenLeavesNoFiles(t *testing.T) {
 	}
 }
 
-func TestNoPolicyFallback(t *testing.T) {
-	// The policy of the machine that runs the test would be found.
-	if _, err := os.Stat("/etc/containers/policy.json"); err == nil {
-		t.Skip("this machine has a signature policy")
-	}
-	if _, err := os.Stat("/usr/share/containers/policy.json"); err == nil {
-		t.Skip("this machine has a signature policy")
-	}
-	o := testOptions(t)
-	o.InsecurePolicy = false
-	_, err := loadPolicy(&o)
+func TestFindPolicy(t *testing.T) {
+	first, second := t.TempDir(), t.TempDir()
+	var p policy
+	_, err := p.find([]string{first, second})
 	wantError[*UsageError](t, err)
+	if !strings.Contains(err.Error(), filepath.Join(first, "etc/containers/policy.json")) || !strings.Contains(err.Error(), "--insecure-policy") {
+		t.Errorf("error %q does not say what to do", err)
+	}
+	// From the last choice to the first.
+	for _, path := range []string{
+		filepath.Join(second, "usr/share/containers/policy.json"),
+		filepath.Join(second, "etc/containers/policy.json"),
+		filepath.Join(first, "usr/share/containers/policy.json"),
+		filepath.Join(first, "etc/containers/policy.json"),
+	} {
+		writeFile(t, path, []byte(path))
+		content, err := p.find([]string{first, second})
+		must(t, err)
+		if string(content) != path || p.source != path {
+			t.Errorf("content of %s, source %s, want %s", content, p.source, path)
+		}
+	}
 }
 
 func TestConfigDirOfRootIsNotHome(t *testing.T) {

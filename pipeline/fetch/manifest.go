@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"go.podman.io/image/v5/manifest"
 )
 
 // Limits on what a source may make us hold.
@@ -39,6 +38,7 @@ const (
 	MediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	MediaTypeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 
+	mediaTypeDockerConfig        = "application/vnd.docker.container.image.v1+json"
 	mediaTypeDockerSchema1       = "application/vnd.docker.distribution.manifest.v1+json"
 	mediaTypeDockerSchema1Signed = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 )
@@ -130,7 +130,7 @@ func detectMediaType(data []byte, hint string) (string, error) {
 		switch mediaType {
 		case MediaTypeOCIManifest, MediaTypeOCIIndex, MediaTypeDockerManifest, MediaTypeDockerList:
 		default:
-			mediaType = manifest.GuessMIMEType(data)
+			mediaType = p.guess()
 		}
 	}
 	switch mediaType {
@@ -146,6 +146,21 @@ func detectMediaType(data []byte, hint string) (string, error) {
 		return "", errors.New("parse manifest: unknown kind")
 	}
 	return mediaType, nil
+}
+
+// guess is the kind of a manifest that nobody tells the type of.
+func (p *probe) guess() string {
+	switch {
+	case p.Manifests != nil:
+		return MediaTypeOCIIndex
+	case p.Config == nil:
+		return ""
+	}
+	var config descriptor
+	if json.Unmarshal(p.Config, &config) == nil && config.MediaType == mediaTypeDockerConfig {
+		return MediaTypeDockerManifest
+	}
+	return MediaTypeOCIManifest
 }
 
 func isIndex(mediaType string) bool {

@@ -26,6 +26,7 @@ func TestDetectMediaType(t *testing.T) {
 		{"hint", `{"schemaVersion":2,` + config + `}`, MediaTypeOCIManifest, MediaTypeOCIManifest, ""},
 		{"useless hint", `{"schemaVersion":2,` + config + `}`, "text/plain", MediaTypeOCIManifest, ""},
 		{"guessed index", `{"schemaVersion":2,"manifests":[]}`, "", MediaTypeOCIIndex, ""},
+		{"guessed Docker", `{"schemaVersion":2,"config":{"mediaType":"` + mediaTypeDockerConfig + `"}}`, "", MediaTypeDockerManifest, ""},
 		{"schema 1", `{"schemaVersion":1,"fsLayers":[]}`, "application/json", mediaTypeDockerSchema1, ""},
 		{"other", `{"mediaType":"application/x"}`, MediaTypeOCIManifest, "application/x", ""},
 		{"manifest and index", `{"schemaVersion":2,"manifests":[],"layers":[]}`, MediaTypeOCIIndex, "", "members of a manifest"},

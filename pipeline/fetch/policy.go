@@ -64,6 +64,11 @@ func (p *policy) read(o *Options) ([]byte, error) {
 	if o.Root != "" && filepath.Clean(o.Root) != "/" {
 		roots = []string{o.Root, "/"}
 	}
+	return p.find(roots)
+}
+
+// find takes the first policy file below roots.
+func (p *policy) find(roots []string) ([]byte, error) {
 	for _, root := range roots {
 		for _, dir := range configDirs(root) {
 			p.source = filepath.Join(dir, "policy.json")
@@ -82,7 +87,7 @@ func (p *policy) read(o *Options) ([]byte, error) {
 		}
 	}
 	return nil, &UsageError{
-		Subject: joinRoot(o.Root, "etc/containers/policy.json"),
+		Subject: filepath.Join(roots[0], "etc/containers/policy.json"),
 		Err:     errors.New("there is no signature policy"),
 		Hint: "install one, for example from package containers-common; or name a file with --signature-policy; " +
 			"or accept unsigned images with --insecure-policy",
