@@ -25,10 +25,19 @@ type EntryError struct {
 	Rule  string // what it breaks
 }
 
-func (e *EntryError) Error() string { return fmt.Sprintf("entry %q: %s", e.Entry, e.Rule) }
+func (e *EntryError) Error() string { return fmt.Sprintf("entry %s: %s", quote(e.Entry), e.Rule) }
 
 // Unwrap makes an EntryError an ErrMalformed.
 func (e *EntryError) Unwrap() error { return ErrMalformed }
+
+// quote quotes a name for a message. Names are foreign and may be very long.
+func quote(name string) string {
+	const most = 256
+	if len(name) <= most {
+		return fmt.Sprintf("%q", name)
+	}
+	return fmt.Sprintf("%q... (%d bytes)", name[:most], len(name))
+}
 
 // Limits on paths.
 const (
@@ -168,10 +177,10 @@ func parentOf(root *tree.Node, parts []string) (*tree.Node, string) {
 	for i, part := range parts[:len(parts)-1] {
 		next := dir.Entry(part)
 		if next == nil {
-			return nil, fmt.Sprintf("its parent directory %q is in no layer", strings.Join(parts[:i+1], "/"))
+			return nil, fmt.Sprintf("its parent directory %s is in no layer", quote(strings.Join(parts[:i+1], "/")))
 		}
 		if next.Kind != tree.Directory {
-			return nil, fmt.Sprintf("its parent %q is not a directory", strings.Join(parts[:i+1], "/"))
+			return nil, fmt.Sprintf("its parent %s is not a directory", quote(strings.Join(parts[:i+1], "/")))
 		}
 		dir = next
 	}
@@ -181,21 +190,21 @@ func parentOf(root *tree.Node, parts []string) (*tree.Node, string) {
 func linkTarget(root *tree.Node, target string) (*tree.Node, string) {
 	parts, rule := splitPath(target)
 	if rule != "" {
-		return nil, fmt.Sprintf("the hard link's target %q: %s", target, rule)
+		return nil, fmt.Sprintf("the hard link's target %s: %s", quote(target), rule)
 	}
 	if len(parts) == 0 {
 		return nil, "a hard link to a directory"
 	}
 	dir, rule := parentOf(root, parts)
 	if rule != "" {
-		return nil, fmt.Sprintf("the hard link's target %q: %s", target, rule)
+		return nil, fmt.Sprintf("the hard link's target %s: %s", quote(target), rule)
 	}
 	node := dir.Entry(parts[len(parts)-1])
 	switch {
 	case node == nil:
-		return nil, fmt.Sprintf("the hard link's target %q does not exist", target)
+		return nil, fmt.Sprintf("the hard link's target %s does not exist", quote(target))
 	case node.Kind == tree.Directory:
-		return nil, fmt.Sprintf("a hard link to the directory %q", target)
+		return nil, fmt.Sprintf("a hard link to the directory %s", quote(target))
 	}
 	return node, ""
 }
