@@ -29,7 +29,7 @@ var (
 
 	// ErrVerityUnavailable: the repository requires fs-verity and its file
 	// system or kernel does not have it.
-	ErrVerityUnavailable = errors.New("fs-verity is not available on the file system of the repository; enable it (ext4: \"tune2fs -O verity DEVICE\", btrfs: Linux 5.15 or newer, xfs: not before a release that has it) or create the repository with missing fs-verity allowed")
+	ErrVerityUnavailable = errors.New("fs-verity is not available where the repository is; use ext4 after \"tune2fs -O verity DEVICE\", or btrfs, with a kernel that has fs-verity, or create the repository with missing fs-verity allowed")
 
 	// ErrSecure: the caller asked to allow missing fs-verity in a repository
 	// that requires it.

@@ -124,20 +124,18 @@ func (r *Repo) compareMeta(want Meta) (different, err error) {
 // linkMeta writes meta.json aside, gives it fs-verity unless alg is 0, and
 // only then its name.
 func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
-	w, name, err := r.createFile(r.rootfd(), ".tmp-meta.json-")
-	if err != nil {
-		return err
-	}
+	f, name, err := r.writeMeta(text)
 	if name != "" {
 		defer unix.Unlinkat(r.rootfd(), name, 0) // gone already on success
 	}
-	f, err := writeThenReopen(w, text)
 	if err != nil {
 		return err
 	}
 	defer f.Close() // read-only
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync meta.json: %w", err)
+	}
 	if alg != 0 {
-		waitForForks()
 		if err := r.verity.enable(f, alg); err != nil {
 			return r.verityError(err)
 		}
@@ -148,17 +146,31 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 	return r.linkFile(int(f.Fd()), r.rootfd(), name, r.rootfd(), "meta.json")
 }
 
-// writeThenReopen writes and syncs a file and returns it opened for reading,
-// with no descriptor for writing left.
-func writeThenReopen(w *os.File, text []byte) (*os.File, error) {
-	defer w.Close() // for the error paths; closing twice does nothing
-	if _, err := w.Write(text); err != nil {
-		return nil, fmt.Errorf("write file: %w", err)
+// writeMeta writes a file in the root, whose temporary name, if it has one, is
+// returned also with an error. No descriptor for writing is left; see reopen.
+func (r *Repo) writeMeta(text []byte) (f *os.File, tmp string, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fd, tmp, err := r.createFD(r.rootfd(), ".tmp-meta.json-")
+	if err != nil {
+		return nil, "", err
 	}
-	if err := w.Sync(); err != nil {
-		return nil, fmt.Errorf("sync file: %w", err)
+	f, err = writeThenReopen(os.NewFile(uintptr(fd), r.path+"/meta.json"), text)
+	return f, tmp, err
+}
+
+// writeThenReopen writes a file and returns it opened for reading. w is closed
+// in any case.
+func writeThenReopen(w *os.File, data []byte) (*os.File, error) {
+	err := writeAll(int(w.Fd()), data)
+	if err == nil {
+		var f *os.File
+		if f, err = reopen(w); err == nil {
+			return f, nil
+		}
 	}
-	return reopen(w)
+	w.Close() // the error says more
+	return nil, err
 }
 
 // reopen returns w's file opened for reading and closes w, so that fs-verity

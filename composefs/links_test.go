@@ -166,7 +166,7 @@ func TestLinkStreamOnceRace(t *testing.T) {
 	for g := range 8 {
 		r := openRepo(t, path, noVerity(), OpenOptions{})
 		wg.Go(func() {
-			for i := range 50 {
+			for i := range 20 {
 				id, err := r.WriteStream(0, fillWith(fmt.Sprint(g, i)))
 				if err == nil {
 					id, err = r.LinkStreamOnce(fmt.Sprint(i), id)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -81,8 +82,15 @@ func TestOpenWaitsForTheLock(t *testing.T) {
 		t.Errorf("error %v, want the context's", err)
 	}
 
-	time.AfterFunc(30*time.Millisecond, func() { unix.Flock(int(other.Fd()), unix.LOCK_UN) })
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		time.Sleep(30 * time.Millisecond)
+		if err := unix.Flock(int(other.Fd()), unix.LOCK_UN); err != nil {
+			t.Error(err)
+		}
+	})
 	must(t, check(open(t.Context(), path, OpenOptions{}, noVerity()))(t).Close())
+	wg.Wait()
 }
 
 func TestLockExclusive(t *testing.T) {

@@ -217,13 +217,13 @@ func (r *Repo) putPlain(id fsverity.Digest, data []byte) (Outcome, error) {
 // putVerity stores where there is fs-verity, or where nobody knows yet.
 func (r *Repo) putVerity(id fsverity.Digest, data []byte) (Outcome, error) {
 	f, objects, tmp, err := r.writeForVerity(data)
+	if tmp != "" {
+		defer unix.Unlinkat(objects, tmp, 0) // gone already on success
+	}
 	if err != nil {
 		return 0, fmt.Errorf("write object %s to repository %s: %w", id, r.path, err)
 	}
 	defer f.Close() // read-only
-	if tmp != "" {
-		defer unix.Unlinkat(objects, tmp, 0) // gone already on success
-	}
 	if err := r.enableVerity(f, id); err != nil {
 		return 0, fmt.Errorf("store object %s: %w", id, err)
 	}
@@ -231,7 +231,8 @@ func (r *Repo) putVerity(id fsverity.Digest, data []byte) (Outcome, error) {
 }
 
 // writeForVerity writes an object and returns it opened for reading, with no
-// descriptor for writing left, also not in a child; see reopen.
+// descriptor for writing left, also not in a child; see reopen. The temporary
+// name in objects, if there is one, is returned also with an error.
 func (r *Repo) writeForVerity(data []byte) (f *os.File, objects int, tmp string, err error) {
 	if len(data) <= maxForkDelay {
 		syscall.ForkLock.RLock()
@@ -243,18 +244,8 @@ func (r *Repo) writeForVerity(data []byte) (f *os.File, objects int, tmp string,
 	if err != nil {
 		return nil, -1, "", err
 	}
-	w := os.NewFile(uintptr(fd), r.path+"/objects/"+tmp)
-	if err = writeAll(fd, data); err == nil {
-		f, err = reopen(w)
-	}
-	if err != nil {
-		w.Close() // the error says more
-		if tmp != "" {
-			unix.Unlinkat(objects, tmp, 0)
-		}
-		return nil, -1, "", err
-	}
-	return f, objects, tmp, nil
+	f, err = writeThenReopen(os.NewFile(uintptr(fd), r.path+"/objects/"+tmp), data)
+	return f, objects, tmp, err
 }
 
 func writeAll(fd int, b []byte) error {

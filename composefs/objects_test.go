@@ -293,7 +293,7 @@ func TestEscape(t *testing.T) {
 
 func TestConcurrentPut(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *Repo) {
-		const objects, writers = 200, 8
+		const objects, writers = 100, 8
 		var stored atomic.Int64
 		var wg sync.WaitGroup
 		for g := range writers {
@@ -353,7 +353,7 @@ func TestStoreWhileForking(t *testing.T) {
 
 	t.Run("small", func(t *testing.T) { // no child ever has them
 		r := secureRepo(t)
-		for i := range 300 {
+		for i := range 100 {
 			_, _, err := r.Put(fmt.Appendf(nil, "object %d", i))
 			must(t, err)
 		}
@@ -370,7 +370,7 @@ func TestStoreWhileForking(t *testing.T) {
 			}
 		}
 		r := openRepo(t, newRepoPath(t, v, InitOptions{}), v, OpenOptions{})
-		for i := range 300 {
+		for i := range 100 {
 			_, _, err := put(t, r, fmt.Sprint("object ", i))
 			must(t, err)
 		}
@@ -395,6 +395,57 @@ func TestDirectoriesRemoved(t *testing.T) {
 			must(t, os.RemoveAll(r.Path()+"/objects"))
 		}
 	}
+}
+
+func TestLinkFile(t *testing.T) {
+	eachVariant(t, func(t *testing.T, r *Repo) {
+		const content = "a file of another store"
+		id := fsverity.Sum(r.Algorithm(), []byte(content))
+		path := filepath.Join(t.TempDir(), "donor")
+		must(t, os.WriteFile(path, []byte(content), 0o640))
+		f := check(os.Open(path))(t)
+		defer f.Close()
+		if r.Enforcing() {
+			if _, err := r.LinkFile(f, fsverity.Sum(r.Algorithm(), []byte("other"))); !errors.Is(err, ErrIntegrity) {
+				t.Errorf("wrong digest: %v", err)
+			}
+		}
+		for _, want := range []Outcome{Hardlinked, Present} {
+			if o, err := r.LinkFile(f, id); o != want || err != nil {
+				t.Errorf("link: %s, %v; want %s", o, err, want)
+			}
+		}
+		if !os.SameFile(check(os.Stat(path))(t), check(os.Stat(objectPath(r, id)))(t)) {
+			t.Error("not the same file")
+		}
+		if got := readObject(t, r, id); got != content {
+			t.Errorf("read %q", got)
+		}
+		// In the place of a broken object, too.
+		must(t, os.Remove(objectPath(r, id)))
+		must(t, os.WriteFile(objectPath(r, id), nil, 0o644))
+		if o, err := r.LinkFile(f, id); o != Hardlinked || err != nil {
+			t.Errorf("over a broken object: %s, %v", o, err)
+		}
+		if got := files(t, r.Path()); len(got) != 2 {
+			t.Errorf("files %v", got)
+		}
+		dir := check(os.Open(t.TempDir()))(t)
+		defer dir.Close()
+		if _, err := r.LinkFile(dir, id); !errors.Is(err, ErrIntegrity) {
+			t.Errorf("a directory: %v", err)
+		}
+	})
+	t.Run("other file system", func(t *testing.T) {
+		r := insecureRepo(t)
+		memfd := check(unix.MemfdCreate("donor", 0))(t)
+		donor := os.NewFile(uintptr(memfd), "donor")
+		defer donor.Close()
+		check(donor.WriteString("content"))(t)
+		if _, err := r.LinkFile(donor, fsverity.Sum(r.Algorithm(), []byte("content"))); !errors.Is(err, unix.EXDEV) {
+			t.Errorf("error %v, want %v", err, unix.EXDEV)
+		}
+	})
 }
 
 func TestTempOfAnotherRepository(t *testing.T) {
