@@ -11,6 +11,8 @@ import (
 	"hash/maphash"
 	"slices"
 	"strings"
+
+	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
 // attrName is an attribute name as it is stored.
@@ -26,17 +28,14 @@ type attrName struct {
 type attrPair struct {
 	name   int32
 	users  int32
-	value  []byte
-	size   uint64 // of the entry
-	offset uint64 // in the shared table
+	value  valueRef
+	shared int32 // index in attrTable.shared, if there is more than one user
 }
 
 // attr is an attribute of the inode at hand.
 type attr struct {
 	name  int32
 	value []byte
-	// scratch says that value's bytes will be overwritten.
-	scratch bool
 }
 
 // attrTable interns the attributes of an image.
@@ -45,16 +44,59 @@ type attrTable struct {
 	byName map[string]int32
 
 	pairs  []attrPair
-	slots  []int32 // hash table over pairs: index + 1
+	values valueStore
+	slots  []attrSlot // hash table over pairs
 	seed   maphash.Seed
-	shared []int32 // pairs of the shared table in their order
 	refs   []int32 // pairs of the inodes
 	hasACL bool
 
-	arena    []byte // copies of values that the writer made
+	shared  []int32  // pairs of the shared table in their order
+	offsets []uint64 // and where they begin in it
+
+	// Space for the inode at hand.
 	metacopy []byte
 	redirect []byte
 	inode    []attr
+}
+
+// attrSlot is a place in the hash table.
+type attrSlot struct {
+	hash uint32
+	pair int32 // + 1; 0 is a free slot
+}
+
+// valueStore keeps values without a pointer to each, which spares the garbage
+// collector the most numerous part of an image.
+type valueStore struct {
+	chunks [][]byte
+}
+
+// valueRef is a value in a valueStore.
+type valueRef struct {
+	chunk, start uint32
+	size         uint32
+}
+
+const valueChunk = 1 << 20 // bytes; more than any value has
+
+func (s *valueStore) add(value []byte) valueRef {
+	last := len(s.chunks) - 1
+	if last < 0 || len(s.chunks[last])+len(value) > cap(s.chunks[last]) {
+		// The first chunk is small, as many images are.
+		size := valueChunk
+		if last < 0 {
+			size = max(valueChunk/64, len(value))
+		}
+		s.chunks = append(s.chunks, make([]byte, 0, size))
+		last++
+	}
+	ref := valueRef{chunk: uint32(last), start: uint32(len(s.chunks[last])), size: uint32(len(value))}
+	s.chunks[last] = append(s.chunks[last], value...)
+	return ref
+}
+
+func (s *valueStore) get(ref valueRef) []byte {
+	return s.chunks[ref.chunk][ref.start : ref.start+ref.size]
 }
 
 // Names that the writer adds have fixed numbers.
@@ -73,7 +115,7 @@ const (
 func (t *attrTable) init(v Version, inodes int) {
 	t.byName = map[string]int32{}
 	t.seed = maphash.MakeSeed()
-	t.slots = make([]int32, 1<<10)
+	t.slots = make([]attrSlot, 1<<10)
 	t.refs = make([]int32, 0, 2*inodes)
 	for _, name := range [...]string{
 		nameMetacopy: attrMetacopy, nameRedirect: attrRedirect, nameOpaque: attrOpaque,
@@ -97,56 +139,48 @@ func (t *attrTable) name(full string, v Version) int32 {
 	return i
 }
 
-// intern is the number of a pair; it counts the use.
+// intern is the number of a pair; it counts the use. The value is copied.
 func (t *attrTable) intern(a attr) int32 {
 	if 4*len(t.pairs) >= 3*len(t.slots) {
 		t.grow()
 	}
-	slot, found := t.find(a.name, a.value)
-	if found {
-		i := t.slots[slot] - 1
-		t.pairs[i].users++
-		return i
-	}
-	value := a.value
-	if a.scratch {
-		if len(t.arena)+len(value) > cap(t.arena) {
-			t.arena = make([]byte, 0, max(64<<10, len(value)))
+	hash := uint32(maphash.Bytes(t.seed, a.value)>>32) ^ uint32(a.name)*0x9e3779b1
+	mask := uint32(len(t.slots) - 1)
+	at := hash & mask
+	for ; t.slots[at].pair != 0; at = (at + 1) & mask {
+		slot := t.slots[at]
+		if slot.hash != hash {
+			continue
 		}
-		start := len(t.arena)
-		t.arena = append(t.arena, value...)
-		value = t.arena[start:len(t.arena):len(t.arena)]
+		if p := &t.pairs[slot.pair-1]; p.name == a.name && bytes.Equal(t.values.get(p.value), a.value) {
+			p.users++
+			return slot.pair - 1
+		}
 	}
-	t.pairs = append(t.pairs, attrPair{
-		name: a.name, users: 1, value: value,
-		size: xattrEntrySize(t.names[a.name].suffix, value),
-	})
-	t.slots[slot] = int32(len(t.pairs))
+	t.pairs = append(roomFor(t.pairs, 1), attrPair{name: a.name, users: 1, value: t.values.add(a.value)})
+	t.slots[at] = attrSlot{hash: hash, pair: int32(len(t.pairs))}
 	return int32(len(t.pairs) - 1)
 }
 
-// find is the slot of a pair, or the one where it has to go.
-func (t *attrTable) find(name int32, value []byte) (slot int, found bool) {
-	mask := len(t.slots) - 1
-	slot = int(maphash.Bytes(t.seed, value)+uint64(name)*0x9e3779b97f4a7c15) & mask
-	for {
-		i := t.slots[slot]
-		if i == 0 {
-			return slot, false
+func (t *attrTable) grow() {
+	old := t.slots
+	t.slots = make([]attrSlot, 4*len(old))
+	mask := uint32(len(t.slots) - 1)
+	for _, slot := range old {
+		if slot.pair == 0 {
+			continue
 		}
-		if p := &t.pairs[i-1]; p.name == name && bytes.Equal(p.value, value) {
-			return slot, true
+		at := slot.hash & mask
+		for t.slots[at].pair != 0 {
+			at = (at + 1) & mask
 		}
-		slot = (slot + 1) & mask
+		t.slots[at] = slot
 	}
 }
 
-func (t *attrTable) grow() {
-	t.slots = make([]int32, 2*len(t.slots))
-	for i := range t.pairs {
-		slot, _ := t.find(t.pairs[i].name, t.pairs[i].value)
-		t.slots[slot] = int32(i + 1)
-	}
+// entrySize is the size of a pair's entry in the image.
+func (t *attrTable) entrySize(pair *attrPair) uint64 {
+	return alignUp(uint64(xattrEntryHeader+len(t.names[pair.name].suffix))+uint64(pair.value.size), xattrAlign)
 }
 
 // collectAttrs makes the attributes of every inode, and chooses those that are
@@ -159,11 +193,11 @@ func (p *plan) collectAttrs() error {
 		t.inode = t.inode[:0]
 		if p.version.epoch1() {
 			p.addOwnAttrs(n)
-			p.addObjectAttrs(n)
+			p.addObjectAttrs(i, n)
 			p.addMarks(i, n)
-			slices.SortStableFunc(t.inode, t.compareAttrs)
+			t.sortInode()
 		} else {
-			p.addObjectAttrs(n)
+			p.addObjectAttrs(i, n)
 			p.addOwnAttrs(n)
 		}
 		n.firstRef, n.refs = int32(len(t.refs)), int32(len(t.inode))
@@ -186,7 +220,7 @@ func (p *plan) collectAttrs() error {
 // the unescaped names, which V2 keeps.
 func (p *plan) addOwnAttrs(n *node) {
 	t := &p.attrs
-	for _, x := range n.xattrs {
+	for _, x := range n.src.Xattrs {
 		name := x.Name
 		if strings.HasPrefix(name, overlayPrefix) {
 			name = escapedPrefix + name[len(overlayPrefix):]
@@ -197,44 +231,39 @@ func (p *plan) addOwnAttrs(n *node) {
 
 // addObjectAttrs names an external file's content. The names are free: those
 // of the tree were escaped.
-func (p *plan) addObjectAttrs(n *node) {
+func (p *plan) addObjectAttrs(i int32, n *node) {
 	if !n.external {
 		return
 	}
 	t := &p.attrs
-	t.metacopy = appendMetacopy(t.metacopy[:0], n)
-	t.inode = append(t.inode, attr{name: nameMetacopy, value: t.metacopy, scratch: true})
-	t.redirect = t.redirect[:0]
+	t.metacopy = appendMetacopy(t.metacopy[:0], n.src.Object)
+	t.inode = append(t.inode, attr{name: nameMetacopy, value: t.metacopy})
+	t.redirect = append(t.redirect[:0], '/')
 	switch {
-	case n.redirect != "":
-		t.redirect = append(append(t.redirect, '/'), n.redirect...)
-	case !p.rules.literal:
-		t.redirect = appendObjectPath(t.redirect, n)
+	case p.redirects == nil:
+		t.redirect = appendObjectPath(t.redirect, n.src.Object)
+	case p.redirects[i] != "":
+		t.redirect = append(t.redirect, p.redirects[i]...)
 	default:
 		return
 	}
-	t.inode = append(t.inode, attr{name: nameRedirect, value: t.redirect, scratch: true})
+	t.inode = append(t.inode, attr{name: nameRedirect, value: t.redirect})
 }
 
 // appendMetacopy appends overlayfs's struct ovl_metacopy: version 0, length,
 // flags, algorithm, digest. It is empty if the digest is not known.
-func appendMetacopy(b []byte, n *node) []byte {
-	if n.digest == nil {
+func appendMetacopy(b []byte, d fsverity.Digest) []byte {
+	if d.IsZero() {
 		return b
 	}
-	alg := n.digest.Algorithm()
-	b = append(b, 0, byte(4+alg.Size()), 0, byte(alg))
-	return n.digest.AppendBytes(b)
+	alg := d.Algorithm()
+	return d.AppendBytes(append(b, 0, byte(4+alg.Size()), 0, byte(alg)))
 }
 
-// appendObjectPath appends "/hh/rest".
-func appendObjectPath(b []byte, n *node) []byte {
-	if n.digest == nil {
-		return b
-	}
-	var raw [64]byte
-	digest := n.digest.AppendBytes(raw[:0])
-	b = append(b, '/')
+// appendObjectPath appends "hh/rest".
+func appendObjectPath(b []byte, d fsverity.Digest) []byte {
+	var raw [fsverity.MaxDigestSize]byte
+	digest := d.AppendBytes(raw[:0])
 	b = hex.AppendEncode(b, digest[:1])
 	b = append(b, '/')
 	return hex.AppendEncode(b, digest[1:])
@@ -272,6 +301,23 @@ func (p *plan) mark(name int32, value string) {
 	t.inode = append(t.inode, attr{name: name, value: []byte(value)})
 }
 
+// sortInode sorts the attributes of the inode at hand: few, and nearly sorted.
+func (t *attrTable) sortInode() {
+	for i := 1; i < len(t.inode); i++ {
+		for k := i; k > 0 && t.compareAttrs(t.inode[k-1], t.inode[k]) > 0; k-- {
+			if i > maxInsertion {
+				slices.SortStableFunc(t.inode, t.compareAttrs)
+				return
+			}
+			t.inode[k-1], t.inode[k] = t.inode[k], t.inode[k-1]
+		}
+	}
+}
+
+// maxInsertion is the number of attributes up to which sorting them may take
+// quadratic time.
+const maxInsertion = 16
+
 // compareAttrs is the order of V0 and V1: by full name. The value matters only
 // where composefs-rs writes a name twice.
 func (t *attrTable) compareAttrs(a, b attr) int {
@@ -283,7 +329,10 @@ func (t *attrTable) compareAttrs(a, b attr) int {
 
 // compareValues compares by length first.
 func compareValues(a, b []byte) int {
-	return cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b))
+	if len(a) != len(b) {
+		return cmp.Compare(len(a), len(b))
+	}
+	return bytes.Compare(a, b)
 }
 
 // buildSharedTable orders the shared pairs: descending by full name and value
@@ -292,20 +341,29 @@ func (p *plan) buildSharedTable() {
 	t := &p.attrs
 	for i := range t.pairs {
 		if t.pairs[i].users > 1 {
-			t.shared = append(t.shared, int32(i))
+			t.shared = append(roomFor(t.shared, 1), int32(i))
 		}
 	}
 	slices.SortFunc(t.shared, func(i, j int32) int {
 		a, b := &t.pairs[i], &t.pairs[j]
-		an, bn := &t.names[a.name], &t.names[b.name]
-		if p.version.epoch1() {
-			return cmp.Or(cmp.Compare(bn.full, an.full), compareValues(b.value, a.value))
+		if a.name != b.name {
+			an, bn := &t.names[a.name], &t.names[b.name]
+			if p.version.epoch1() {
+				return cmp.Compare(bn.full, an.full)
+			}
+			return cmp.Or(cmp.Compare(an.index, bn.index), cmp.Compare(an.suffix, bn.suffix))
 		}
-		return cmp.Or(cmp.Compare(an.index, bn.index), cmp.Compare(an.suffix, bn.suffix), bytes.Compare(a.value, b.value))
+		av, bv := t.values.get(a.value), t.values.get(b.value)
+		if p.version.epoch1() {
+			return compareValues(bv, av)
+		}
+		return bytes.Compare(av, bv)
 	})
-	for _, i := range t.shared {
-		t.pairs[i].offset = p.sharedSize
-		p.sharedSize += t.pairs[i].size
+	t.offsets = make([]uint64, len(t.shared))
+	for k, i := range t.shared {
+		t.pairs[i].shared = int32(k)
+		t.offsets[k] = p.sharedSize
+		p.sharedSize += t.entrySize(&t.pairs[i])
 	}
 }
 
@@ -323,16 +381,16 @@ func (p *plan) sizeAttrs(i int32) error {
 			n.shared++
 			size += xattrRefSize
 		} else {
-			size += pair.size
+			size += p.attrs.entrySize(pair)
 		}
 	}
-	n.attrSize = size
 	if n.shared > 255 {
 		return fmt.Errorf("lay out image: %q: %d attributes are shared with other files, at most 255 can be", p.path(i), n.shared)
 	}
 	if (size-xattrAreaHeader)/xattrAlign+1 > maxIcount {
 		return fmt.Errorf("lay out image: %q: %d bytes of attributes, at most %d fit", p.path(i), size, (maxIcount-1)*xattrAlign+xattrAreaHeader)
 	}
+	n.attrSize = uint32(size)
 	return nil
 }
 

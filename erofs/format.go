@@ -202,11 +202,6 @@ func filterBit(index uint8, suffix string) uint32 {
 	return 1 << (xxh32(suffix, filterSeed+uint32(index)) & 31)
 }
 
-// xattrEntrySize is the size of an attribute's entry, its padding included.
-func xattrEntrySize(suffix string, value []byte) uint64 {
-	return alignUp(uint64(xattrEntryHeader+len(suffix)+len(value)), xattrAlign)
-}
-
 // alignUp rounds n up to a multiple of a, a power of two.
 func alignUp(n, a uint64) uint64 { return (n + a - 1) &^ (a - 1) }
 

@@ -4,6 +4,7 @@
 package erofs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -23,6 +24,12 @@ type treeReader struct {
 	index map[*tree.Node]int32
 	alg   fsverity.Algorithm
 	stack []treeFrame
+	named []namedNode // space for a directory
+}
+
+type namedNode struct {
+	name string
+	node *tree.Node
 }
 
 type treeFrame struct {
@@ -120,18 +127,25 @@ func (r *treeReader) push(i int32, dir *tree.Node) error {
 	if first+dir.Len()+2 > math.MaxInt32/4 {
 		return errors.New("read tree: too many names")
 	}
-	ents := append(r.p.ents, dirent{name: ".", node: entSelf, link: true}, dirent{name: "..", node: entParent, link: true})
-	for name := range dir.Entries() {
-		ents = append(ents, dirent{name: name})
+	r.named = append(r.named[:0], namedNode{name: "."}, namedNode{name: ".."})
+	for name, child := range dir.Entries() {
+		r.named = append(r.named, namedNode{name: name, node: child})
 	}
-	slices.SortFunc(ents[first:], compareEnts)
-	r.p.ents = ents
-	for _, e := range ents[first:] {
-		r.kids = append(r.kids, dir.Entry(e.name))
+	slices.SortFunc(r.named, func(a, b namedNode) int { return cmp.Compare(a.name, b.name) })
+	r.p.ents, r.kids = roomFor(r.p.ents, len(r.named)), roomFor(r.kids, len(r.named))
+	for _, e := range r.named {
+		ent := dirent{name: e.name}
+		if e.node == nil && e.name == "." {
+			ent.node, ent.link = entSelf, true
+		}
+		if e.node == nil && e.name == ".." {
+			ent.node, ent.link = entParent, true
+		}
+		r.p.ents, r.kids = append(r.p.ents, ent), append(r.kids, e.node)
 	}
 	n := &r.p.nodes[i]
-	n.firstEnt, n.ents = int32(first), int32(len(ents)-first)
-	r.stack = append(r.stack, treeFrame{node: i, next: int32(first), end: int32(len(ents))})
+	n.firstEnt, n.ents = int32(first), int32(len(r.p.ents)-first)
+	r.stack = append(r.stack, treeFrame{node: i, next: int32(first), end: int32(len(r.p.ents))})
 	return nil
 }
 
@@ -141,25 +155,17 @@ func (r *treeReader) add(src *tree.Node, name string) error {
 		return fmt.Errorf("read tree: %q: %w", r.pathTo(name), err)
 	}
 	r.index[src] = int32(len(r.p.nodes))
-	n := node{
-		kind: src.Kind, mode: uint16(src.Mode & 0o7777),
-		uid: src.UID, gid: src.GID, nlink: 1, mtime: src.Mtime, xattrs: src.Xattrs,
-	}
+	n := newNode(src)
 	switch src.Kind {
 	case tree.Regular:
 		n.size = src.Size
-		n.content = src.Content
-		if !src.Object.IsZero() {
-			n.external = true
-			n.digest = &src.Object
-		}
+		n.external = !src.Object.IsZero()
 	case tree.Symlink:
-		n.target = src.Target
 		n.size = uint64(len(src.Target))
 	case tree.CharDevice, tree.BlockDevice:
 		n.rdev = uint32(src.Rdev)
 	}
-	r.p.nodes = append(r.p.nodes, n)
+	r.p.nodes = append(roomFor(r.p.nodes, 1), n)
 	return nil
 }
 

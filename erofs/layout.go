@@ -62,7 +62,7 @@ func (p *plan) layOut() error {
 }
 
 // headSize is the size of an inode with its attributes.
-func (n *node) headSize() uint64 { return uint64(n.header) + n.attrSize }
+func (n *node) headSize() uint64 { return uint64(n.header) + uint64(n.attrSize) }
 
 // sizeData chooses, for V0 and V1, what of an inode's data is beside it and
 // what is in blocks, and the size of its header.
@@ -75,7 +75,7 @@ func (p *plan) sizeData(n *node) error {
 		n.size = uint64(n.blocks)*blockSize + uint64(n.tail)
 		size = n.size
 	case n.kind == tree.Symlink:
-		n.tail = uint32(len(n.target))
+		n.tail = uint32(len(n.src.Target))
 	case n.external:
 		n.layout = layoutChunk
 		chunks := chunkCount(n.size, chunkBits(n.size))
@@ -115,16 +115,16 @@ func (p *plan) sizeDataV2(n *node) error {
 		n.blocks, n.tail = splitDirectory(p.entries(n))
 		n.size = uint64(n.blocks)*blockSize + uint64(n.tail)
 	case n.kind == tree.Symlink:
-		n.tail = uint32(len(n.target))
+		n.tail = uint32(len(n.src.Target))
 	case n.external:
 		n.layout = layoutChunk
 		n.tail = chunkIndexSize // one hole, whatever the size
 		return nil
 	case n.kind == tree.Regular:
-		if len(n.content) >= blockSize {
-			return fmt.Errorf("%d bytes of content do not fit into an image of V2", len(n.content))
+		if len(n.src.Content) >= blockSize {
+			return fmt.Errorf("%d bytes of content do not fit into an image of V2", len(n.src.Content))
 		}
-		n.tail = uint32(len(n.content))
+		n.tail = uint32(len(n.src.Content))
 	}
 	if n.tail > 0 {
 		n.layout = layoutInline

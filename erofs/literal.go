@@ -70,7 +70,10 @@ func planInodes(inodes []Inode, v Version) (*plan, error) {
 	if len(inodes) == 0 || inodes[0].Kind != tree.Directory {
 		return nil, errors.New("lay out image: the root is no directory")
 	}
-	p := &plan{version: v, rules: rules{literal: true}, nodes: make([]node, len(inodes))}
+	p := &plan{
+		version: v, rules: rules{literal: true},
+		nodes: make([]node, len(inodes)), redirects: make([]string, len(inodes)),
+	}
 	for i := range inodes {
 		if err := p.addInode(inodes, i); err != nil {
 			return nil, fmt.Errorf("lay out image: inode %d: %w", i, err)
@@ -90,11 +93,11 @@ func (p *plan) addInode(inodes []Inode, i int) error {
 		}
 	}
 	n := &p.nodes[i]
-	*n = node{
-		kind: src.Kind, mode: uint16(src.Mode & 0o7777),
-		uid: src.UID, gid: src.GID, nlink: src.Nlink, mtime: src.Mtime, xattrs: src.Xattrs,
-		size: src.Size,
-	}
+	*n = newNode(&tree.Node{
+		Kind: src.Kind, Mode: src.Mode, UID: src.UID, GID: src.GID, Mtime: src.Mtime,
+		Xattrs: src.Xattrs, Content: src.Content, Target: src.Target, Object: src.Digest,
+	})
+	n.nlink, n.size = src.Nlink, src.Size
 	switch src.Kind {
 	case tree.Directory:
 		return p.addInodeEntries(inodes, i)
@@ -103,19 +106,14 @@ func (p *plan) addInode(inodes []Inode, i int) error {
 			if src.Size != uint64(len(src.Content)) {
 				return fmt.Errorf("size %d, and %d bytes of content", src.Size, len(src.Content))
 			}
-			n.content = src.Content
 			break
 		}
 		n.external = true
-		n.redirect = src.Redirect
+		p.redirects[i] = src.Redirect
 		if len(src.Redirect)+1 > tree.MaxXattrValue {
 			return fmt.Errorf("a redirect of %d bytes", len(src.Redirect))
 		}
-		if !src.Digest.IsZero() {
-			n.digest = &src.Digest
-		}
 	case tree.Symlink:
-		n.target = src.Target
 		n.size = uint64(len(src.Target))
 		return checkTarget(src.Target)
 	case tree.CharDevice, tree.BlockDevice:

@@ -55,15 +55,16 @@ func isStubName(name string) bool {
 // it does not have.
 func (p *plan) addStubs() {
 	root := &p.nodes[0]
-	stub := node{
-		kind: tree.CharDevice, stub: true, mode: stubMode,
-		uid: root.uid, gid: root.gid, nlink: 1, mtime: root.mtime,
+	src := &tree.Node{
+		Kind: tree.CharDevice, Mode: stubMode, UID: root.uid, GID: root.gid, Mtime: root.mtime,
 	}
-	for i := range root.xattrs {
-		if root.xattrs[i].Name == attrSELinux {
-			stub.xattrs = slices.Clip(root.xattrs[i : i+1])
+	for i, x := range root.src.Xattrs {
+		if x.Name == attrSELinux {
+			src.Xattrs = root.src.Xattrs[i : i+1 : i+1]
 		}
 	}
+	stub := newNode(src)
+	stub.stub = true
 	first := len(p.ents)
 	old := p.entries(root)
 	for i := range 256 {
@@ -73,7 +74,7 @@ func (p *plan) addStubs() {
 			old = old[1:]
 		}
 		if len(old) > 0 && old[0].name == name {
-			if e := old[0]; !p.rules.literal && !e.link && p.nodes[e.node].sameStub(&stub) {
+			if e := old[0]; !p.rules.literal && !e.link && sameStub(p.nodes[e.node].src, src) {
 				// composefs-rs adds the whiteouts first and recognises them
 				// afterwards, so it takes this one for its own.
 				p.nodes[e.node].stub = true
@@ -89,11 +90,12 @@ func (p *plan) addStubs() {
 }
 
 // sameStub reports whether a node of the tree looks as the stub would.
-func (n *node) sameStub(stub *node) bool {
-	return n.isWhiteout() && n.mode == stub.mode && n.uid == stub.uid && n.gid == stub.gid &&
-		n.mtime == stub.mtime && slices.EqualFunc(n.xattrs, stub.xattrs, func(a, b tree.Xattr) bool {
-		return a.Name == b.Name && bytes.Equal(a.Value, b.Value)
-	})
+func sameStub(n, stub *tree.Node) bool {
+	return n.Kind == tree.CharDevice && n.Rdev == 0 && n.Mode&0o7777 == stub.Mode &&
+		n.UID == stub.UID && n.GID == stub.GID && n.Mtime == stub.Mtime &&
+		slices.EqualFunc(n.Xattrs, stub.Xattrs, func(a, b tree.Xattr) bool {
+			return a.Name == b.Name && bytes.Equal(a.Value, b.Value)
+		})
 }
 
 // escapeWhiteouts turns the whiteouts of the tree into marked regular files,

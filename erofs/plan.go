@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
-	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
 // rules are the points in which composefs-rs, which starts from a tree, and
@@ -52,39 +51,47 @@ func (r rules) hasACL(index uint8, suffix string) bool {
 	return (index == indexACLAccess || index == indexACLDefault) && (suffix == "" || !r.literal)
 }
 
-// node is one inode on its way into the image.
+// node is one inode on its way into the image. There is one for each inode, so
+// that it is small, and what is needed once stays in the tree.
 type node struct {
-	kind         tree.Kind
+	src   *tree.Node // as given; attributes are not escaped
+	mtime tree.Time
+	size  uint64 // i_size
+	pos   uint64 // of the inode in the image
+
+	uid, gid uint32
+	nlink    uint32
+	rdev     uint32
+
+	firstEnt int32 // directory: range in plan.ents, sorted,
+	ents     int32 // "." and ".." included
+	up       int32 // canonical directory
+	firstRef int32 // attributes: range in attrTable.refs
+	refs     int32
+	shared   int32 // how many of them are references
+
+	attrSize   uint32
+	blocks     uint32 // own data blocks
+	tail       uint32 // bytes after the attributes
+	firstBlock uint32
+
+	mode   uint16 // permission bits
+	kind   tree.Kind
+	layout uint8
+	header uint8 // bytes: compactSize or extendedSize
+
 	external     bool // regular, and its content is an object
 	whiteout     bool // a whiteout in the escaped form of V0 and V1
 	stub         bool // a whiteout of the root, 00 to ff
 	hasWhiteouts bool // a directory that has escaped whiteouts
 	compact      bool
-	layout       uint8
-	mode         uint16 // permission bits
-	uid, gid     uint32
-	nlink        uint32
-	rdev         uint32
-	mtime        tree.Time
-	size         uint64 // i_size
-	content      []byte
-	target       string
-	redirect     string           // of rules.literal; else made of the digest
-	digest       *fsverity.Digest // of an external file; nil if it has none
-	xattrs       []tree.Xattr     // as given, unescaped
-	firstEnt     int32            // directory: range in plan.ents, sorted,
-	ents         int32            // "." and ".." included
-	up           int32            // canonical directory
-	firstRef     int32            // attributes: range in attrTable.refs
-	refs         int32
-	shared       int32  // how many of them are references
-	ino          uint32 // position in writing order
-	attrSize     uint64
-	pos          uint64 // of the inode in the image
-	blocks       uint32 // own data blocks
-	tail         uint32 // bytes after the attributes
-	firstBlock   uint32
-	header       uint8 // bytes: compactSize or extendedSize
+}
+
+func newNode(src *tree.Node) node {
+	return node{
+		src: src, kind: src.Kind, mode: uint16(src.Mode & 0o7777),
+		uid: src.UID, gid: src.GID, nlink: 1, mtime: src.Mtime,
+	}
 }
 
 // Placeholders for a node in a dirent.
@@ -107,9 +114,12 @@ type plan struct {
 	rules   rules
 	nodes   []node // the root first
 	ents    []dirent
-	order   []int32 // writing order
-	attrs   attrTable
-	minTime tree.Time
+	// redirects are, by node, what external files have for a path; nil where
+	// it follows from the digest.
+	redirects []string
+	order     []int32 // writing order
+	attrs     attrTable
+	minTime   tree.Time
 
 	inodesEnd  uint64
 	sharedSize uint64
@@ -198,9 +208,6 @@ func (p *plan) number() error {
 		}
 	}
 	p.order = queue
-	for ino, i := range queue {
-		p.nodes[i].ino = uint32(ino)
-	}
 	return nil
 }
 
@@ -222,6 +229,15 @@ func (p *plan) path(i int32) string {
 	}
 	slices.Reverse(names)
 	return "/" + strings.Join(names, "/")
+}
+
+// roomFor makes room for n more elements. It doubles: append's smaller steps
+// copy a large image's tables a dozen times.
+func roomFor[T any](s []T, n int) []T {
+	if len(s)+n <= cap(s) {
+		return s
+	}
+	return slices.Grow(s, max(n, len(s), 512))
 }
 
 func compareEnts(a, b dirent) int { return cmp.Compare(a.name, b.name) }

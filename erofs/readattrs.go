@@ -4,6 +4,7 @@
 package erofs
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
@@ -124,7 +125,7 @@ func (r *attrReader) decodeName(n *diskInode, index uint8, suffix string) (attrN
 type objectRef struct {
 	metacopy, redirect bool
 	digest             fsverity.Digest // of metacopy; zero if that is empty
-	path               string          // of redirect
+	path               []byte          // of redirect; the image's memory
 }
 
 func findObject(attrs []tree.Xattr) (ref objectRef, err error) {
@@ -143,7 +144,7 @@ func findObject(attrs []tree.Xattr) (ref objectRef, err error) {
 				return ref, corrupt("attribute %s is given twice", x.Name)
 			}
 			ref.redirect = true
-			ref.path = string(x.Value)
+			ref.path = x.Value
 		}
 	}
 	return ref, nil
@@ -167,9 +168,19 @@ func parseMetacopy(v []byte) (fsverity.Digest, error) {
 	return d, nil
 }
 
+// pathIsDigest reports whether the redirect is the path of the object that
+// metacopy names.
+func (ref *objectRef) pathIsDigest() bool {
+	if ref.digest.IsZero() || len(ref.path) == 0 || ref.path[0] != '/' {
+		return false
+	}
+	var want [2*fsverity.MaxDigestSize + 1]byte
+	return bytes.Equal(ref.path[1:], appendObjectPath(want[:0], ref.digest))
+}
+
 // redirectDigest is the object that a redirect names, if it names one.
 func (ref *objectRef) redirectDigest() (fsverity.Digest, bool) {
-	path, ok := strings.CutPrefix(ref.path, "/")
+	path, ok := strings.CutPrefix(string(ref.path), "/")
 	if !ok {
 		return fsverity.Digest{}, false
 	}

@@ -186,12 +186,12 @@ func (b *builder) add(dir *buildFrame, n *diskInode, name string, attrs []tree.X
 // checkStub checks that a whiteout of the root is the one that the writer
 // adds; it is then left out.
 func (b *builder) checkStub(n *diskInode, attrs []tree.Xattr) error {
-	want := node{kind: tree.CharDevice, mode: stubMode, uid: b.root.UID, gid: b.root.GID, mtime: b.root.Mtime}
+	want := tree.Node{Kind: tree.CharDevice, Mode: stubMode, UID: b.root.UID, GID: b.root.GID, Mtime: b.root.Mtime}
 	if v, ok := b.root.Xattr(attrSELinux); ok {
-		want.xattrs = []tree.Xattr{{Name: attrSELinux, Value: v}}
+		want.Xattrs = []tree.Xattr{{Name: attrSELinux, Value: v}}
 	}
-	got := node{kind: n.kind, mode: uint16(n.mode), uid: n.uid, gid: n.gid, mtime: n.mtime, xattrs: attrs}
-	if n.nlink != 1 || !got.sameStub(&want) {
+	got := tree.Node{Kind: n.kind, Mode: n.mode, UID: n.uid, GID: n.gid, Mtime: n.mtime, Xattrs: attrs}
+	if n.nlink != 1 || !sameStub(&got, &want) {
 		return corrupt("inode %d is a whiteout of the root, and not as the writer makes it", n.nid)
 	}
 	return nil
@@ -318,7 +318,7 @@ func (b *builder) addObject(node *tree.Node, n *diskInode, ref *objectRef) error
 	if ref.digest.IsZero() {
 		return fmt.Errorf("read image: inode %d names no object by its digest", n.nid)
 	}
-	if d, ok := ref.redirectDigest(); !ok || d != ref.digest {
+	if !ref.pathIsDigest() {
 		return fmt.Errorf("read image: inode %d has digest %s, and path %q", n.nid, ref.digest, ref.path)
 	}
 	if b.alg == 0 {

@@ -143,8 +143,10 @@ func (w *walker) visit(n *diskInode, name string) error {
 		if !ref.digest.IsZero() {
 			w.object(ref.digest)
 		}
-		if d, ok := ref.redirectDigest(); ok && d != ref.digest {
-			w.object(d)
+		if ref.redirect && !ref.pathIsDigest() {
+			if d, ok := ref.redirectDigest(); ok {
+				w.object(d)
+			}
 		}
 	}
 	var node buildFrame

@@ -121,12 +121,12 @@ func (e *emitter) fill(pos uint64) error {
 func (p *plan) emit(e *emitter) error {
 	p.emitHeader(e.extend(superOffset))
 	p.emitSuperblock(e.extend(superSize))
-	for _, i := range p.order {
+	for ino, i := range p.order {
 		n := &p.nodes[i]
 		if err := e.fill(n.pos); err != nil {
 			return err
 		}
-		p.emitInode(e, n)
+		p.emitInode(e, n, uint32(ino))
 		p.emitAttrs(e, n)
 		p.emitTail(e, n)
 		if err := e.settle(); err != nil {
@@ -193,7 +193,7 @@ func (p *plan) inodeU(n *node) uint32 {
 	return n.firstBlock
 }
 
-func (p *plan) emitInode(e *emitter, n *node) {
+func (p *plan) emitInode(e *emitter, n *node, ino uint32) {
 	b := e.extend(int(n.header))
 	mode := uint16(n.kind.TypeBits()) | n.mode
 	put16(b, inoIcount, n.icount())
@@ -203,7 +203,7 @@ func (p *plan) emitInode(e *emitter, n *node) {
 		put16(b, compactNlink, uint16(n.nlink))
 		put32(b, compactBytes, uint32(n.size))
 		put32(b, compactU, p.inodeU(n))
-		put32(b, compactIno, n.ino)
+		put32(b, compactIno, ino)
 		put16(b, compactUID, uint16(n.uid))
 		put16(b, compactGID, uint16(n.gid))
 		return
@@ -216,7 +216,7 @@ func (p *plan) emitInode(e *emitter, n *node) {
 	put64(b, extendedMtime, uint64(n.mtime.Sec))
 	put32(b, extendedNlink, n.nlink)
 	if p.version.epoch1() {
-		put32(b, extendedIno, n.ino)
+		put32(b, extendedIno, ino)
 		put32(b, extendedNsec, n.mtime.Nsec)
 	} else {
 		put32(b, extendedIno, uint32(n.pos/slotSize))
@@ -243,8 +243,11 @@ func (p *plan) emitAttrs(e *emitter, n *node) {
 	}
 	left := n.shared
 	for _, ref := range refs {
-		if pair := &t.pairs[ref]; pair.users > 1 && left > 0 {
-			e.buf = binary.LittleEndian.AppendUint32(e.buf, uint32((base+pair.offset)/xattrAlign))
+		if left == 0 {
+			break
+		}
+		if pair := &t.pairs[ref]; pair.users > 1 {
+			e.buf = binary.LittleEndian.AppendUint32(e.buf, uint32((base+t.offsets[pair.shared])/xattrAlign))
 			left--
 		}
 	}
@@ -260,10 +263,14 @@ func (p *plan) emitAttrs(e *emitter, n *node) {
 
 func (p *plan) emitAttr(e *emitter, pair *attrPair) {
 	name := &p.attrs.names[pair.name]
-	e.buf = append(e.buf, uint8(len(name.suffix)), name.index, uint8(len(pair.value)), uint8(len(pair.value)>>8))
+	value := p.attrs.values.get(pair.value)
+	start := len(e.buf)
+	e.buf = append(e.buf, uint8(len(name.suffix)), name.index, uint8(len(value)), uint8(len(value)>>8))
 	e.buf = append(e.buf, name.suffix...)
-	e.buf = append(e.buf, pair.value...)
-	e.extend(int(pair.size) - xattrEntryHeader - len(name.suffix) - len(pair.value))
+	e.buf = append(e.buf, value...)
+	for (len(e.buf)-start)%xattrAlign != 0 {
+		e.buf = append(e.buf, 0)
+	}
 }
 
 // emitTail writes the data that is beside the inode.
@@ -277,11 +284,11 @@ func (p *plan) emitTail(e *emitter, n *node) {
 		}
 		p.emitEntries(e, n, ents)
 	case n.kind == tree.Symlink:
-		e.buf = append(e.buf, n.target...)
+		e.buf = append(e.buf, n.src.Target...)
 	case n.layout == layoutChunk:
 		emitHoles(e, n.tail)
 	default:
-		e.buf = append(e.buf, n.content[len(n.content)-int(n.tail):]...)
+		e.buf = append(e.buf, n.src.Content[len(n.src.Content)-int(n.tail):]...)
 	}
 }
 
@@ -294,7 +301,7 @@ func emitHoles(e *emitter, size uint32) {
 // emitBlocks writes the data blocks of an inode.
 func (p *plan) emitBlocks(e *emitter, n *node) error {
 	ents := p.entries(n)
-	content := n.content
+	content := n.src.Content
 	for range n.blocks {
 		end := e.pos() + blockSize
 		switch {
@@ -303,7 +310,7 @@ func (p *plan) emitBlocks(e *emitter, n *node) error {
 			p.emitEntries(e, n, ents[:k])
 			ents = ents[k:]
 		case n.kind == tree.Symlink:
-			e.buf = append(e.buf, n.target...)
+			e.buf = append(e.buf, n.src.Target...)
 		case n.layout == layoutChunk:
 			emitHoles(e, blockSize)
 		default:
