@@ -133,7 +133,7 @@ func (g *generator) node(kind tree.Kind) *tree.Node {
 		n = tree.NewDirectory()
 	}
 	n.Mode = uint32([...]int{0o644, 0o755, 0o4755, 0, 0o7777, 0o1777}[g.choose(6)])
-	n.UID = uint32([...]int{0, 0, 0, 1000, 65535, 65536, 1<<32 - 1}[g.choose(7)])
+	n.UID = uint32([...]int{0, 0, 0, 1000, 65535, 65536, 1<<32 - 2}[g.choose(7)])
 	n.GID = uint32([...]int{0, 0, 0, 5, 65536}[g.choose(5)])
 	n.Mtime = tree.Time{Sec: [...]int64{0, 0, 0, 5, 1_700_000_000, 1 << 40}[g.choose(6)], Nsec: [...]uint32{0, 0, 1, 999_999_999}[g.choose(4)]}
 	switch kind {
