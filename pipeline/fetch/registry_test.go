@@ -8,9 +8,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -715,4 +717,55 @@ func TestCancel(t *testing.T) {
 		}
 		reg.ClearFaults()
 	})
+}
+
+// TestConcurrentReaders reads everything at once, as an importer does.
+func TestConcurrentReaders(t *testing.T) {
+	reg, o := startRegistry(t, testregistry.Options{Auth: testregistry.TokenAuth, User: "me", Password: "right"})
+	reg.PutImage(t, "image", "latest", randomImage(t, 100_000, 8))
+	o.Auth = Auth{UserPassword: &UserPassword{"me", "right"}}
+	img := mustOpen(t, reg.Host()+"/image", o)
+	var wg sync.WaitGroup
+	for i := range 3 * len(img.Layers) {
+		wg.Go(func() {
+			if _, err := img.Config(t.Context()); err != nil {
+				t.Errorf("Config: %v", err)
+			}
+			if _, err := readLayer(t, img, i%len(img.Layers)); err != nil {
+				t.Errorf("Layer(%d): %v", i%len(img.Layers), err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := reg.Count(testregistry.Blob); n != 3*len(img.Layers)+1 {
+		t.Errorf("%d blob requests, want %d", n, 3*len(img.Layers)+1)
+	}
+	if n := reg.Count(testregistry.Token); n != 1 {
+		t.Errorf("%d token requests, want 1", n)
+	}
+}
+
+func BenchmarkLayer(b *testing.B) {
+	const size = 64 << 20
+	data := make([]byte, size)
+	r := blobReader{
+		open: func(context.Context) (io.ReadCloser, int64, error) {
+			return io.NopCloser(bytes.NewReader(data)), size, nil
+		},
+		stall: time.Minute,
+		desc:  Descriptor{Digest: digest.FromBytes(data), Size: size},
+	}
+	b.SetBytes(size)
+	b.ReportAllocs()
+	for b.Loop() {
+		fresh := r
+		reader, err := newBlobReader(b.Context(), &fresh)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.Copy(struct{ io.Writer }{io.Discard}, reader); err != nil {
+			b.Fatal(err)
+		}
+		reader.Close()
+	}
 }
