@@ -8,8 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
+	"os"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
@@ -34,17 +37,17 @@ type pull struct {
 // Direct pulls an image into a composefs repository without a detour. The
 // Result is never nil; it holds what is known when an error is returned.
 func Direct(ctx context.Context, o Options) (*Result, error) {
-	p := &pull{Options: o.withDefaults(), result: &Result{
-		APIVersion: APIVersion, Mode: "direct", Reference: o.Reference,
-		BootEntries: []BootEntry{}, Warnings: []string{},
-	}}
-	p.events = newEventSink(o.Events)
+	p := newPull(o)
 	return p.result, p.direct(ctx)
+}
+
+func newPull(o Options) *pull {
+	return &pull{Options: o.withDefaults(), result: NewResult(o.Reference), events: newEventSink(o.Events)}
 }
 
 func (p *pull) direct(ctx context.Context) error {
 	// A reference that makes no sense is refused before anything is touched.
-	if _, err := fetch.ParseReference(p.Reference, p.Fetch.Transport); err != nil {
+	if err := p.checkNames(); err != nil {
 		return err
 	}
 	if err := p.open(ctx); err != nil {
@@ -56,13 +59,16 @@ func (p *pull) direct(ctx context.Context) error {
 		return atStage(StageFetch, err)
 	}
 	defer p.source.Close()
+	if err := p.readConfig(ctx); err != nil {
+		return atStage(StageFetch, err)
+	}
 	p.result.Stats.Seconds.Fetch = time.Since(begin).Seconds()
 
 	begin = time.Now()
 	root, err := p.importLayers(ctx)
 	p.result.Stats.Seconds.Import = time.Since(begin).Seconds()
 	if err != nil {
-		return atStage(StageImport, err)
+		return atStage(stageOfImport(err), err)
 	}
 	begin = time.Now()
 	entries, bootErr := p.buildImages(ctx, root)
@@ -85,6 +91,17 @@ func (p *pull) direct(ctx context.Context) error {
 	return bootErr
 }
 
+// checkNames refuses a reference or a tag that makes no sense.
+func (p *pull) checkNames() error {
+	if p.Tag != "" {
+		if _, err := oci.EncodeTag(p.Tag); err != nil {
+			return &fetch.UsageError{Subject: p.Tag, Err: err}
+		}
+	}
+	_, err := fetch.ParseReference(p.Reference, p.Fetch.Transport)
+	return err
+}
+
 // keepsImport reports whether an error concerns only the booting of an image,
 // so that the image itself is kept and tagged.
 func keepsImport(err error) bool {
@@ -98,9 +115,10 @@ func (p *pull) open(ctx context.Context) error {
 	open := composefs.OpenOptions{
 		AllowMissingVerity: p.AllowMissingVerity, Force: p.Force, LockTimeout: p.LockTimeout,
 	}
+	created := false
 	repo, err := composefs.Open(ctx, p.Repo, open)
 	if p.Init && errors.Is(err, composefs.ErrNotRepository) {
-		_, err = composefs.Init(ctx, p.Repo, composefs.InitOptions{
+		created, err = Init(ctx, p.Repo, composefs.InitOptions{
 			Formats: p.Formats, AllowMissingVerity: p.AllowMissingVerity, LockTimeout: p.LockTimeout,
 		})
 		if err != nil {
@@ -117,18 +135,40 @@ func (p *pull) open(ctx context.Context) error {
 	if err := repo.CheckVerity(); err != nil {
 		return errors.Join(err, repo.Close())
 	}
+	p.opened(repo, created)
+	return nil
+}
+
+// opened notes the repository and describes it in the result.
+func (p *pull) opened(repo *composefs.Repo, created bool) {
 	p.repo = repo
 	p.result.Repository = Repository{
 		Path: p.Repo, Algorithm: repo.Algorithm().String(), VerityRequired: repo.Secure(),
 	}
-	return nil
+	if want := p.Formats.Versions(); p.Formats.Default != 0 && !created && !slices.Equal(want, repo.Versions()) {
+		p.warn("repository %s keeps its EROFS formats %v; %v were asked for", p.Repo, repo.Versions(), want)
+	}
 }
 
-// fetchManifest resolves the reference and reads manifest and config; the
-// config comes from the repository when it is there.
+// Init is [composefs.Init], except that a directory that it made does not stay
+// behind empty when it fails.
+func Init(ctx context.Context, path string, o composefs.InitOptions) (created bool, err error) {
+	_, before := os.Lstat(path)
+	created, err = composefs.Init(ctx, path, o)
+	if err != nil && errors.Is(before, fs.ErrNotExist) {
+		// Only an empty directory goes away like this.
+		_ = unix.Rmdir(path)
+	}
+	return created, err
+}
+
+// fetchManifest resolves the reference and reads the manifest.
 func (p *pull) fetchManifest(ctx context.Context) error {
 	o := p.Fetch
 	o.KnownManifest = func(digest string) []byte {
+		if p.repo == nil {
+			return nil
+		}
 		d, err := oci.ParseDigest(digest)
 		if err != nil {
 			return nil
@@ -144,15 +184,16 @@ func (p *pull) fetchManifest(ctx context.Context) error {
 		return err
 	}
 	p.source = source
-	if err := p.readManifest(ctx); err != nil {
+	if err := p.readManifest(); err != nil {
 		return errors.Join(fmt.Errorf("image %s: %w", p.Reference, err), source.Close())
 	}
 	return nil
 }
 
-func (p *pull) readManifest(ctx context.Context) (err error) {
+func (p *pull) readManifest() (err error) {
 	r := p.result
 	r.Transport, r.IndexDigest = string(p.source.Reference.Transport), p.source.IndexDigest.String()
+	r.CanonicalReference = p.source.Reference.String()
 	p.image.Manifest = p.source.Manifest
 	r.ManifestDigest = oci.DigestOf(p.source.Manifest)
 	if p.manifest, err = oci.ParseManifest(p.source.Manifest); err != nil {
@@ -161,29 +202,49 @@ func (p *pull) readManifest(ctx context.Context) (err error) {
 	if r.ConfigDigest, err = oci.ParseDigest(p.manifest.Config.Digest); err != nil {
 		return err
 	}
-	if known, err := oci.OpenConfig(p.repo, r.ConfigDigest); err == nil {
-		p.image.Config = known.Raw
-	} else if p.image.Config, err = p.source.Config(ctx); err != nil {
-		return err
-	}
-	if p.config, err = oci.ParseConfig(p.image.Config, len(p.manifest.Layers)); err != nil {
-		return err
-	}
-	p.image.DiffIDs = p.config.DiffIDs
-	p.image.Layers = map[oci.Digest]fsverity.Digest{}
-	p.image.Images = map[string]fsverity.Digest{}
 	p.image.Tags = []string{oci.BootcTag(r.ManifestDigest)}
 	if p.Tag != "" {
 		p.image.Tags = append(p.image.Tags, p.Tag)
-		if _, err := oci.EncodeTag(p.Tag); err != nil {
-			return err
-		}
 	}
-	r.Labels = maps.Clone(p.config.Labels)
-	if r.Labels["containers.bootc"] == "" {
+	return nil
+}
+
+// readConfig reads the config, from the repository when it is there.
+func (p *pull) readConfig(ctx context.Context) error {
+	if known := p.knownConfig(); known != nil {
+		p.image.Config = known.Raw
+	} else {
+		config, err := p.source.Config(ctx)
+		if err != nil {
+			return err // it names the image
+		}
+		p.image.Config = config
+	}
+	config, err := oci.ParseConfig(p.image.Config, len(p.manifest.Layers))
+	if err != nil {
+		return fmt.Errorf("image %s: %w", p.Reference, err)
+	}
+	p.config = config
+	p.image.DiffIDs = config.DiffIDs
+	p.image.Layers = map[oci.Digest]fsverity.Digest{}
+	p.image.Images = map[string]fsverity.Digest{}
+	p.result.describe(config)
+	if config.Labels["containers.bootc"] == "" {
 		p.warn("the image has no label containers.bootc=1, which bootable images should have")
 	}
 	return nil
+}
+
+// knownConfig is the config as the repository has it, or nil.
+func (p *pull) knownConfig() *oci.Document {
+	if p.repo == nil {
+		return nil
+	}
+	known, err := oci.OpenConfig(p.repo, p.result.ConfigDigest)
+	if err != nil {
+		return nil
+	}
+	return known
 }
 
 func (p *pull) warn(format string, args ...any) {
@@ -229,6 +290,12 @@ func (p *pull) mergeLayers(ctx context.Context) (*tree.Node, error) {
 
 // layerError says which layer of which image an error is about.
 func (p *pull) layerError(i int, err error) error {
-	return fmt.Errorf("image %s: layer %d of %d (%s): %w",
-		p.Reference, i+1, len(p.config.DiffIDs), p.manifest.Layers[i].Digest, err)
+	if is[*fetch.IntegrityError](err) {
+		return err // it says all that
+	}
+	text := fmt.Sprintf("layer %d of %d (%s)", i+1, len(p.config.DiffIDs), p.manifest.Layers[i].Digest)
+	if is[*transferError](err) {
+		return fmt.Errorf("%s: %w", text, err) // it names the image
+	}
+	return fmt.Errorf("image %s: %s: %w", p.Reference, text, err)
 }

@@ -27,18 +27,38 @@ type StageError struct {
 	Err   error
 }
 
-func (e *StageError) Error() string { return stageText[e.Stage] + ": " + e.Err.Error() }
+func (e *StageError) Error() string { return stageText[e.Stage] + e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *StageError) Unwrap() error { return e.Err }
 
+// stageText tells the stages apart whose errors do not do so themselves.
 var stageText = map[Stage]string{
-	StageOpen:        "open repository failed",
-	StageFetch:       "fetch failed",
-	StageImport:      "import into composefs failed",
-	StageTag:         "commit image failed",
-	StageBootImage:   "build boot image failed",
-	StageBootEntries: "boot entries",
+	StageFetch:     "fetch failed: ",
+	StageImport:    "import into composefs failed: ",
+	StageTag:       "commit image failed: ",
+	StageBootImage: "build boot image failed: ",
+}
+
+// transferError marks what went wrong while a layer was fetched, as opposed to
+// what went wrong while it was imported.
+type transferError struct{ err error }
+
+func (e *transferError) Error() string { return e.err.Error() }
+func (e *transferError) Unwrap() error { return e.err }
+
+// stageOfImport is the stage of an error of importLayers, in which fetch and
+// import overlap.
+func stageOfImport(err error) Stage {
+	if is[*transferError](err) {
+		return StageFetch
+	}
+	return StageImport
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
 }
 
 func atStage(stage Stage, err error) error {
@@ -49,7 +69,7 @@ func atStage(stage Stage, err error) error {
 }
 
 // ErrNoBootEntries reports an image without anything to boot.
-var ErrNoBootEntries = errors.New("the image has no boot entries: neither /boot/loader/entries/*.conf, " +
+var ErrNoBootEntries = errors.New("no boot entries: neither /boot/loader/entries/*.conf, " +
 	"nor a unified kernel image, nor /usr/lib/modules/<version>/vmlinuz")
 
 // SpaceError reports a file system with too little free space for an image.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
@@ -127,9 +128,9 @@ func (p *pull) built(isBoot bool) *BuiltImage {
 	for i, v := range p.repo.Versions() {
 		id := p.image.Images[oci.ImageKey(isBoot, v, oci.AllowlistOnly)]
 		if i == 0 {
-			b.ID, b.Erofs = id, v.String()
+			b.ID, b.Erofs = id, strings.ToLower(v.String())
 		} else {
-			b.Others = append(b.Others, OtherImage{Erofs: v.String(), ID: id})
+			b.Others = append(b.Others, OtherImage{Erofs: strings.ToLower(v.String()), ID: id})
 		}
 	}
 	return &b
@@ -150,7 +151,9 @@ func (p *pull) findEntries(ctx context.Context, root *tree.Node) ([]boot.Entry, 
 	}
 	for i := range entries {
 		e := &entries[i]
-		described := BootEntry{Type: e.Type, Name: e.Name, Kver: e.Kver, MissingInitrd: e.MissingInitrd()}
+		described := BootEntry{
+			Type: e.Type, Name: e.Name, Kver: e.Kver, MissingInitrd: e.MissingInitrd(), Files: []BootFile{},
+		}
 		for _, f := range e.Files {
 			described.Files = append(described.Files, BootFile{
 				Role: string(f.Role), Path: f.Path, Object: f.Node.Object, Size: f.Node.Size,

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -81,6 +82,9 @@ func (p *pull) findLayers(ctx context.Context) ([]*layer, error) {
 			seen[diffID] = true
 			layers = append(layers, &layer{index: i, diffID: diffID, done: make(chan struct{})})
 		}
+	}
+	if p.repo == nil {
+		return layers, nil
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(p.ParallelLayers)
@@ -177,7 +181,7 @@ func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer
 	open := func(ctx context.Context) (io.ReadCloser, error) {
 		blob, err := p.source.Layer(ctx, l.index)
 		if err != nil {
-			return nil, err
+			return nil, &transferError{err}
 		}
 		return &progressReader{ReadCloser: blob, report: func(n int) {
 			p.events.advance(TaskPulling, d.Digest, n, d.Size)
@@ -231,6 +235,9 @@ func (r *progressReader) Read(b []byte) (int, error) {
 	if n > 0 {
 		r.report(n)
 	}
+	if err != nil && err != io.EOF {
+		err = &transferError{err}
+	}
 	return n, err
 }
 
@@ -245,8 +252,12 @@ func (p *pull) checkSpace(missing []*layer) error {
 		return nil
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(p.Repo, &st); err != nil {
-		return fmt.Errorf("read free space of %s: %w", p.Repo, err)
+	dir := p.Repo
+	if p.repo == nil { // where it would be made
+		dir = filepath.Dir(dir)
+	}
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("read free space of %s: %w", dir, err)
 	}
 	free, size := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
 	reserve := uint64(max(p.MinFree, 0))

@@ -4,6 +4,11 @@
 package pipeline
 
 import (
+	"cmp"
+	"maps"
+
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/fsverity"
@@ -19,14 +24,16 @@ type Result struct {
 	Changed   bool   `json:"changed"`
 	Mode      string `json:"mode"`
 	Transport string `json:"transport"`
-	// Reference is as the user wrote it, without a transport.
+	// Reference is as the user wrote it.
 	Reference string `json:"reference"`
+	// CanonicalReference is complete, with transport, registry and tag.
+	CanonicalReference string `json:"canonicalReference,omitempty"`
 	// IndexDigest is set when the reference led to a multi-platform index.
 	IndexDigest    string          `json:"indexDigest,omitempty"`
-	ManifestDigest oci.Digest      `json:"manifestDigest"`
-	ManifestVerity fsverity.Digest `json:"manifestVerity"`
-	ConfigDigest   oci.Digest      `json:"configDigest"`
-	ConfigVerity   fsverity.Digest `json:"configVerity"`
+	ManifestDigest oci.Digest      `json:"manifestDigest,omitzero"`
+	ManifestVerity fsverity.Digest `json:"manifestVerity,omitzero"`
+	ConfigDigest   oci.Digest      `json:"configDigest,omitzero"`
+	ConfigVerity   fsverity.Digest `json:"configVerity,omitzero"`
 	Tag            string          `json:"tag,omitempty"`
 	// Tagged is whether the tags are in the repository.
 	Tagged bool `json:"tagged"`
@@ -38,11 +45,41 @@ type Result struct {
 	BootEntries []BootEntry `json:"bootEntries"`
 	// ExportedFiles are the files below the directory of --export-boot that
 	// belong to this image.
-	ExportedFiles []string          `json:"exportedFiles,omitempty"`
-	Stats         Stats             `json:"stats"`
-	Labels        map[string]string `json:"labels,omitempty"`
-	Warnings      []string          `json:"warnings"`
-	Error         *ErrorResult      `json:"error,omitempty"`
+	ExportedFiles []string `json:"exportedFiles,omitempty"`
+	// UpdateAvailable is set by Check and by Plan.
+	UpdateAvailable *bool `json:"updateAvailable,omitempty"`
+	// Plan is set by Plan.
+	Plan   *Plan  `json:"plan,omitempty"`
+	Stats  Stats  `json:"stats"`
+	Labels Labels `json:"labels"`
+	// ImageLabels are all labels of the image.
+	ImageLabels map[string]string `json:"imageLabels,omitempty"`
+	Warnings    []string          `json:"warnings"`
+	Error       *ErrorResult      `json:"error,omitempty"`
+}
+
+// NewResult is the result of a pull that has done nothing yet.
+func NewResult(reference string) *Result {
+	return &Result{
+		APIVersion: APIVersion, Mode: "direct", Reference: reference,
+		BootEntries: []BootEntry{}, Warnings: []string{},
+	}
+}
+
+// describe notes what the config says about the image.
+func (r *Result) describe(c *oci.Config) {
+	r.ImageLabels = maps.Clone(c.Labels)
+	r.Labels = Labels{
+		Version: c.Labels[imgspecv1.AnnotationVersion],
+		Created: cmp.Or(c.Labels[imgspecv1.AnnotationCreated], c.Created),
+	}
+}
+
+// Labels are what a machine's administrator wants to know of an image. Each is
+// empty where the image does not say.
+type Labels struct {
+	Version string `json:"version,omitempty"`
+	Created string `json:"created,omitempty"` // as in RFC 3339
 }
 
 // Repository describes the repository of a Result.
