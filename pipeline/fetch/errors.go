@@ -108,6 +108,8 @@ type IntegrityError struct {
 	// Layer is the index of the layer in the manifest, counted from 0, or
 	// PartManifest or PartConfig.
 	Layer int
+	// Layers is how many layers the manifest has; 0 when that is not known.
+	Layers int
 	// Digest is the digest that the content should have had.
 	Digest digest.Digest
 	// Reason says what was wrong.
@@ -115,14 +117,16 @@ type IntegrityError struct {
 }
 
 func (e *IntegrityError) Error() string {
-	part := fmt.Sprintf("layer %d", e.Layer)
-	switch e.Layer {
-	case PartManifest:
+	part := fmt.Sprintf("layer %d", e.Layer+1) // people count from 1
+	switch {
+	case e.Layer == PartManifest:
 		part = "manifest"
-	case PartConfig:
+	case e.Layer == PartConfig:
 		part = "config"
+	case e.Layers > 0:
+		part = fmt.Sprintf("%s of %d", part, e.Layers)
 	}
-	return fmt.Sprintf("verify image %s: %s %s: %s", e.Reference, part, e.Digest, e.Reason)
+	return fmt.Sprintf("verify image %s: %s (%s): %s", e.Reference, part, e.Digest, e.Reason)
 }
 
 // UnsupportedError is an image that was reached and that cfs-pull cannot take,

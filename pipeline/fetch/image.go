@@ -354,7 +354,7 @@ func (op *opener) inspect(ctx context.Context, src types.ImageSource, d digest.D
 		retry: retryPolicy{log: op.o.logger()}, // all of Open is retried
 		stall: op.o.stallTimeout(),
 		desc:  config,
-		fail:  integrity(op.ref, PartConfig, config.Digest),
+		fail:  integrity(op.ref, PartConfig, 0, config.Digest),
 	})
 	if err != nil {
 		return nil, err
@@ -388,15 +388,15 @@ func (op *opener) verifyManifest(data []byte, d digest.Digest) error {
 		return fmt.Errorf("manifest digest %.100q: %w", string(d), err)
 	}
 	if got := d.Algorithm().FromBytes(data); got != d {
-		return integrity(op.ref, PartManifest, d)(fmt.Sprintf("content has digest %s", got))
+		return integrity(op.ref, PartManifest, 0, d)(fmt.Sprintf("content has digest %s", got))
 	}
 	return nil
 }
 
 // integrity makes IntegrityErrors for one part of an image.
-func integrity(ref Reference, part int, d digest.Digest) func(string) error {
+func integrity(ref Reference, part, layers int, d digest.Digest) func(string) error {
 	return func(reason string) error {
-		return &IntegrityError{Reference: ref.String(), Layer: part, Digest: d, Reason: reason}
+		return &IntegrityError{Reference: ref.String(), Layer: part, Layers: layers, Digest: d, Reason: reason}
 	}
 }
 
@@ -435,7 +435,7 @@ func (s *session) classify(err error, ref Reference) error {
 	if ref.Transport != TransportRegistry {
 		err = &localError{err}
 	}
-	return fmt.Errorf("fetch image %s: %w", ref, err)
+	return fmt.Errorf("image %s: %w", ref, err)
 }
 
 // reader opens a blob of the image. part is for errors.
@@ -445,7 +445,7 @@ func (img *Image) reader(ctx context.Context, d Descriptor, part int) (*blobRead
 		retry:    img.retry,
 		stall:    img.stall,
 		desc:     d,
-		fail:     integrity(img.Reference, part, d.Digest),
+		fail:     integrity(img.Reference, part, len(img.Layers), d.Digest),
 		classify: func(err error) error { return img.session.classify(err, img.Reference) },
 	})
 	if err != nil {
