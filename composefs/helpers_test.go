@@ -22,6 +22,26 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// needKernel is an environment variable; where it is set the kernel must have
+// fs-verity and there is no stand-in.
+const needKernel = "CFS_PULL_REQUIRE_VERITY"
+
+// testVerity is the kernel's fs-verity where the directory for temporary files
+// has it, and otherwise a stand-in.
+func testVerity(tb testing.TB) verity {
+	tb.Helper()
+	dir := check(os.Open(tb.TempDir()))(tb)
+	defer dir.Close()
+	err := fsverity.Probe(dir, fsverity.SHA512)
+	if err == nil {
+		return kernelVerity()
+	}
+	if os.Getenv(needKernel) != "" {
+		tb.Fatalf("%s is set: %v", needKernel, err)
+	}
+	return xattrVerity(tb)
+}
+
 // xattrVerity stands in for the kernel: it keeps the digest in an extended
 // attribute, and like the kernel refuses files that are open for writing. It
 // skips the test on file systems without such attributes.
@@ -130,7 +150,7 @@ func insecureRepo(tb testing.TB) *Repo {
 // secureRepo is a new repository that requires it.
 func secureRepo(tb testing.TB) *Repo {
 	tb.Helper()
-	v := xattrVerity(tb)
+	v := testVerity(tb)
 	return openRepo(tb, newRepoPath(tb, v, InitOptions{}), v, OpenOptions{})
 }
 

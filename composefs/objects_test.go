@@ -29,7 +29,7 @@ var variants = map[string]func(testing.TB) *Repo{
 	"no verity": insecureRepo,
 	"secure":    secureRepo,
 	"verity not required": func(tb testing.TB) *Repo {
-		v := xattrVerity(tb)
+		v := testVerity(tb)
 		return openRepo(tb, newRepoPath(tb, v, InitOptions{AllowMissingVerity: true}), v, OpenOptions{})
 	},
 	"no files without a name": func(tb testing.TB) *Repo {
@@ -151,7 +151,7 @@ func TestWrongDigest(t *testing.T) {
 }
 
 func TestVerityFailsLate(t *testing.T) {
-	v := xattrVerity(t)
+	v := testVerity(t)
 	path := newRepoPath(t, v, InitOptions{})
 	v.enable = noVerity().enable
 	r := openRepo(t, path, v, OpenOptions{})
@@ -359,7 +359,7 @@ func TestStoreWhileForking(t *testing.T) {
 		}
 	})
 	t.Run("slow", func(t *testing.T) { // like fsverity.Enable, with time to try again
-		v := xattrVerity(t)
+		v := testVerity(t)
 		once := v.enable
 		v.enable = func(f *os.File, alg fsverity.Algorithm) error {
 			for delay := time.Millisecond; ; delay *= 2 {

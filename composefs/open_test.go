@@ -21,7 +21,7 @@ import (
 )
 
 func TestInit(t *testing.T) {
-	v := xattrVerity(t)
+	v := testVerity(t)
 	path := newRepoPath(t, v, InitOptions{})
 	if info := check(os.Stat(path))(t); info.Mode() != fs.ModeDir|0o700 {
 		t.Errorf("mode of the root %s", info.Mode())
@@ -155,7 +155,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func TestAllowMissingVerity(t *testing.T) {
-	v := xattrVerity(t)
+	v := testVerity(t)
 	path := newRepoPath(t, v, InitOptions{})
 	if r, err := open(t.Context(), path, OpenOptions{AllowMissingVerity: true}, v); !errors.Is(err, ErrSecure) {
 		t.Fatalf("opened %v, %v; want %v", r, err, ErrSecure)
@@ -172,7 +172,7 @@ func TestAllowMissingVerity(t *testing.T) {
 
 // meta.json with the fs-verity of another algorithm is neither secure nor not.
 func TestMetaWithOtherAlgorithm(t *testing.T) {
-	v := xattrVerity(t)
+	v := testVerity(t)
 	path := newRepoPath(t, v, InitOptions{AllowMissingVerity: true})
 	f := check(os.Open(path + "/meta.json"))(t)
 	defer f.Close()
@@ -220,7 +220,7 @@ func TestReadOnly(t *testing.T) {
 }
 
 func TestCheckVerity(t *testing.T) {
-	v := xattrVerity(t)
+	v := testVerity(t)
 	path := newRepoPath(t, v, InitOptions{})
 	must(t, openRepo(t, path, v, OpenOptions{}).CheckVerity())
 
