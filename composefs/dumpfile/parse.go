@@ -23,7 +23,7 @@ const (
 	compatibleContent = 5000
 	strictContent     = 512
 	compatiblePayload = 4095 // a link's target, or an object's path
-	strictPath        = 4096
+	strictPath        = 4095
 	compatibleXattrs  = 65535 // the text of all attributes of a line
 	// mkcomposefs's budget for the attributes of one inode, with its costs
 	compatibleXattrBudget = 32767
