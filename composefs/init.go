@@ -197,8 +197,8 @@ func reopen(w *os.File) (*os.File, error) {
 // waitForForks returns when the forks that had begun before are past vfork.
 // The caller does not hold ForkLock.
 func waitForForks() {
-	//lint:ignore SA2001 an empty critical section is the point
 	syscall.ForkLock.RLock()
+	//lint:ignore SA2001 an empty critical section is the point
 	syscall.ForkLock.RUnlock()
 }
 
