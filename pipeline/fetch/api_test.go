@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -24,13 +25,15 @@ import (
 // theirs.
 func TestAPIHidesLibraries(t *testing.T) {
 	files := token.NewFileSet()
-	packages, err := parser.ParseDir(files, ".", nil, parser.SkipObjectResolution)
+	names, err := filepath.Glob("*.go")
 	must(t, err)
 	checked := 0
-	for _, file := range packages["fetch"].Files {
-		if strings.HasSuffix(files.Position(file.Pos()).Filename, "_test.go") {
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
+		file, err := parser.ParseFile(files, name, nil, parser.SkipObjectResolution)
+		must(t, err)
 		hidden := map[string]string{}
 		for _, spec := range file.Imports {
 			p, err := strconv.Unquote(spec.Path.Value)

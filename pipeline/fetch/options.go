@@ -34,6 +34,8 @@ type Options struct {
 	// Root is the directory below which the configuration is read:
 	// etc/containers and usr/share/containers with registries.conf,
 	// registries.conf.d, registries.d, certs.d and policy.json. Empty: "/".
+	// The library also looks for registries.d and certs.d, that is for where
+	// signatures lie and whom to trust, in the user's ~/.config/containers.
 	Root string
 	// RegistriesConf is a containers-registries.conf(5) file that is read
 	// instead, without any drop-in files.
