@@ -206,10 +206,11 @@ func (p *parser) fillStrictRegular(ino *erofs.Inode, t texts) error {
 	if d.Algorithm() != p.alg {
 		return fmt.Errorf("a digest of %s, want %s", d.Algorithm(), p.alg)
 	}
-	if string(t.payload) != d.ObjectPath() {
+	object := d.ObjectPath()
+	if string(t.payload) != object {
 		return fmt.Errorf("payload %q is not the path of object %s", t.payload, d)
 	}
-	ino.Digest, ino.Redirect = d, d.ObjectPath()
+	ino.Digest, ino.Redirect = d, object
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
@@ -244,6 +245,10 @@ func (p *parser) parseLine(line []byte) error {
 		return err
 	}
 	index := len(p.inodes)
+	if len(p.inodes) == cap(p.inodes) {
+		// append's smaller steps would copy a long dump a dozen times.
+		p.inodes = slices.Grow(p.inodes, max(64, len(p.inodes)))
+	}
 	p.inodes = append(p.inodes, ino)
 	if base != "" {
 		p.inodes[dir].Entries = append(p.inodes[dir].Entries, erofs.Entry{Name: base, Inode: index})

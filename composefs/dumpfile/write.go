@@ -5,6 +5,7 @@ package dumpfile
 
 import (
 	"bufio"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -47,6 +48,7 @@ type writer struct {
 	first map[*tree.Node]string // the first of several names
 	path  []byte
 	line  []byte
+	raw   []byte // a digest
 }
 
 // count counts the names of every inode.
@@ -123,8 +125,9 @@ func (d *writer) writeInode(n *tree.Node, nlink uint32) error {
 	if !n.Kind.Valid() {
 		return fmt.Errorf("unknown file type %d", n.Kind)
 	}
+	var object fsverity.Digest
 	var size, rdev uint64
-	var payload, digest string
+	var payload string
 	var content []byte
 	switch n.Kind {
 	case tree.Regular:
@@ -142,7 +145,7 @@ func (d *writer) writeInode(n *tree.Node, nlink uint32) error {
 		if d.alg != 0 && n.Object.Algorithm() != d.alg {
 			return fmt.Errorf("object of %s, want %s", n.Object.Algorithm(), d.alg)
 		}
-		payload, digest = n.Object.ObjectPath(), n.Object.String()
+		object = n.Object
 	case tree.Symlink:
 		size = uint64(len(n.Target))
 		payload = n.Target
@@ -164,11 +167,19 @@ func (d *writer) writeInode(n *tree.Node, nlink uint32) error {
 	b = append(b, '.')
 	b = strconv.AppendUint(b, uint64(n.Mtime.Nsec), 10)
 	b = append(b, ' ')
-	b = appendOptional(b, payload)
-	b = append(b, ' ')
-	b = appendOptional(b, content)
-	b = append(b, ' ')
-	b = appendOptional(b, digest)
+	if object.IsZero() {
+		b = appendOptional(b, payload)
+		b = append(b, ' ')
+		b = appendOptional(b, content)
+		b = append(b, " -"...)
+	} else {
+		d.raw = object.AppendBytes(d.raw[:0])
+		b = hex.AppendEncode(b, d.raw[:1])
+		b = append(b, '/')
+		b = hex.AppendEncode(b, d.raw[1:])
+		b = append(b, " - "...)
+		b = hex.AppendEncode(b, d.raw)
+	}
 	for _, x := range n.Xattrs {
 		b = append(b, ' ')
 		b = appendEscaped(b, x.Name, true)
