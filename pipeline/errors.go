@@ -6,6 +6,8 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+
+	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
 // Stage is the part of a pull in which it failed.
@@ -62,8 +64,8 @@ func is[E error](err error) bool {
 }
 
 func atStage(stage Stage, err error) error {
-	if err == nil {
-		return nil
+	if err == nil || is[*fetch.UsageError](err) {
+		return err // what was asked for made no sense from the beginning
 	}
 	return &StageError{Stage: stage, Err: err}
 }

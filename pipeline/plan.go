@@ -71,6 +71,11 @@ func (p *pull) look(ctx context.Context, further func(context.Context) error) (e
 	available := !tagged
 	p.result.Tag, p.result.Tagged, p.result.UpdateAvailable = p.image.Tags[0], tagged, &available
 	if further == nil {
+		if known := p.knownConfig(); known != nil {
+			if config, err := oci.ParseConfig(known.Raw, len(p.manifest.Layers)); err == nil {
+				p.result.describe(config)
+			}
+		}
 		return nil
 	}
 	return atStage(StageFetch, further(ctx))

@@ -164,5 +164,6 @@ type ErrorResult struct {
 	Code    int    `json:"code"`
 	Kind    string `json:"kind"`
 	Message string `json:"message"`
+	Remedy  string `json:"remedy,omitempty"` // what to do about it
 	Stage   Stage  `json:"stage,omitempty"`
 }

@@ -43,7 +43,7 @@ EXIT STATUS
     8    locked by another process
     9    refused by the signature policy
     11   no boot entries
-    125  wrong usage, before any work
+    125  wrong usage, or nothing to work with, such as no repository; before any work
     130  SIGINT
     143  SIGTERM
 `
@@ -58,9 +58,11 @@ type failure struct {
 // classify finds out what kind of failure an error is.
 func classify(err error) failure {
 	if sig, ok := errors.AsType[signalError](err); ok {
-		return failure{exitSignal + int(sig.signal), "interrupted", "complete layers were kept; run the same command again to go on"}
+		return failure{exitSignal + int(sig.signal), "interrupted", "what is complete was kept; run the same command again to go on"}
 	}
 	switch {
+	case is[timeoutError](err):
+		return failure{exitOther, "timeout", "what is complete was kept; run the same command again to go on"}
 	case is[*usageError](err), is[*fetch.UsageError](err):
 		return failure{exitUsage, "usage", ""}
 	case is[*fetch.NotFoundError](err):
@@ -68,28 +70,49 @@ func classify(err error) failure {
 	case is[*fetch.AuthError](err):
 		return failure{exitAuth, "authentication", "name a credential file with --authfile, or use --creds"}
 	case is[*fetch.PolicyError](err):
-		return failure{exitPolicy, "signature-policy", ""}
-	case is[*pipeline.SpaceError](err), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return failure{exitPolicy, "signature-policy", "another policy can be named with --signature-policy"}
+	case is[*pipeline.SpaceError](err):
+		return failure{exitSpace, "space", ""} // it says what would help
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return failure{exitSpace, "space", "free some space on the file system of the repository"}
 	case errors.Is(err, composefs.ErrVerityUnavailable):
-		return failure{exitVerity, "fs-verity", ""}
+		return failure{exitVerity, "fs-verity", "--allow-missing-verity creates a repository that does not require fs-verity"}
 	case is[*fetch.IntegrityError](err), errors.Is(err, oci.ErrIntegrity), errors.Is(err, composefs.ErrIntegrity),
 		is[*boot.MismatchError](err):
 		return failure{exitIntegrity, "integrity", ""}
 	case errors.Is(err, composefs.ErrLocked):
-		return failure{exitLocked, "locked", ""}
+		return failure{exitLocked, "locked", "--lock-timeout says how long to wait"}
 	case errors.Is(err, pipeline.ErrNoBootEntries):
 		return failure{exitNoBoot, "no-boot-entries", "accept such an image with --allow-no-boot, or leave out the boot image with --no-boot"}
-	case errors.Is(err, composefs.ErrNotRepository):
-		return failure{exitOther, "no-repository", "make one with \"cfs-pull init --repo DIR\", or add --init"}
-	case errors.Is(err, composefs.ErrSecure):
-		return failure{exitOther, "verity-required", "leave out --allow-missing-verity, or insist with --force"}
-	case errors.Is(err, oci.ErrMalformed), errors.Is(err, oci.ErrTooLarge):
+	case errors.Is(err, oci.ErrMalformed), errors.Is(err, oci.ErrTooLarge), errors.Is(err, oci.ErrNotContainer):
 		return failure{exitOther, "malformed-image", ""}
+	case is[*fetch.UnsupportedError](err):
+		return failure{exitOther, "unsupported-image", ""}
 	case errors.Is(err, context.DeadlineExceeded):
 		return failure{exitOther, "timeout", ""}
 	}
+	if stage, ok := errors.AsType[*pipeline.StageError](err); ok && stage.Stage == pipeline.StageOpen {
+		return classifyOpen(err)
+	}
 	return failure{exitOther, "other", ""}
+}
+
+// classifyOpen is classify for a repository that could not be opened or
+// created.
+func classifyOpen(err error) failure {
+	switch {
+	case errors.Is(err, composefs.ErrNotRepository):
+		return failure{exitUsage, "no-repository", "create one with \"cfs-pull init --repo DIR\", or add --init to the pull"}
+	case errors.Is(err, composefs.ErrSecure):
+		return failure{exitUsage, "verity-required", "leave out --allow-missing-verity, or insist with --force"}
+	case errors.Is(err, composefs.ErrDifferentMeta):
+		return failure{exitUsage, "different-settings", "settings of a repository cannot be changed; leave the options out, or use another directory"}
+	case errors.Is(err, composefs.ErrReadOnly):
+		return failure{exitUsage, "read-only", ""}
+	case errors.Is(err, composefs.ErrOldFormat), errors.Is(err, composefs.ErrMeta):
+		return failure{exitUsage, "unusable-repository", ""}
+	}
+	return failure{exitUsage, "environment", ""}
 }
 
 func is[E error](err error) bool {

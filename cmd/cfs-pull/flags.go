@@ -22,6 +22,53 @@ func addVerityFlag(f *pflag.FlagSet, to *bool, usage string) {
 	_ = f.MarkHidden("insecure") // it exists
 }
 
+// addLockTimeoutFlag adds --lock-timeout.
+func addLockTimeoutFlag(f *pflag.FlagSet, to *time.Duration) {
+	f.DurationVar(to, "lock-timeout", defaultLockTimeout, "`TIME` how long to wait for a lock, for instance 10s; 0 is not at all")
+}
+
+// waitTime is the value of an option that says how long to wait: a negative
+// time is refused, and 0, which elsewhere stands for a default, is as short as
+// it gets.
+func waitTime(option string, d time.Duration) (time.Duration, error) {
+	switch {
+	case d < 0:
+		return 0, usagef("%s %s: want no negative time", option, d)
+	case d == 0:
+		return -1, nil
+	}
+	return d, nil
+}
+
+// exclusive makes sure that at most one of some options was given.
+func exclusive(f *pflag.FlagSet, names ...string) error {
+	first := ""
+	for _, name := range names {
+		flag := f.Lookup(name)
+		if !flag.Changed || flag.Value.Type() == "bool" && flag.Value.String() == "false" {
+			continue
+		}
+		if first != "" {
+			return usagef("--%s and --%s exclude each other", first, name)
+		}
+		first = name
+	}
+	return nil
+}
+
+// needs makes sure that an option was not given without another one.
+func needs(f *pflag.FlagSet, name string, others ...string) error {
+	if !f.Changed(name) {
+		return nil
+	}
+	for _, other := range others {
+		if f.Changed(other) {
+			return nil
+		}
+	}
+	return usagef("--%s needs --%s", name, strings.Join(others, " or --"))
+}
+
 // byteSize is a flag for a number of bytes with an optional unit.
 type byteSize int64
 
@@ -58,7 +105,7 @@ func (b *byteSize) String() string {
 	if *b < 0 {
 		return ""
 	}
-	return formatBytes(int64(*b))
+	return strings.Replace(formatBytes(int64(*b)), ".0 ", " ", 1)
 }
 
 // formatBytes writes a size in binary units.

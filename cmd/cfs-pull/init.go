@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/erofs"
 	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/pipeline"
 )
 
 type initOptions struct {
@@ -25,7 +27,7 @@ type initOptions struct {
 func newInitCommand() *cobra.Command {
 	o := initOptions{}
 	cmd := &cobra.Command{
-		Use:   "init --repo DIR",
+		Use:   "init [options] --repo DIR",
 		Short: "Create a composefs repository",
 		Long: `Create a composefs repository. One that exists with the same settings is left
 as it is; one with other settings is an error.
@@ -33,15 +35,18 @@ as it is; one with other settings is an error.
 A repository requires fs-verity on everything in it, unless it is created with
 --allow-missing-verity.
 ` + exitHelp,
-		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return runInit(cmd, &o) },
+		Args:                  usageArgs(0, "no argument"),
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return runInit(cmd, &o) },
 	}
-	f := cmd.Flags()
-	f.StringVar(&o.repo, "repo", "", "directory of the repository")
-	f.StringVar(&o.algorithm, "algorithm", fsverity.SHA512.String(), "fs-verity algorithm: fsverity-sha512-12 or fsverity-sha256-12")
-	f.StringVar(&o.erofs, "erofs", "v1", "format of EROFS images: v1, v2 or both")
+	g := newFlagGroup("OPTIONS")
+	f := g.flags
+	f.StringVar(&o.repo, "repo", "", "`DIR` directory of the repository; the one above it must exist")
+	f.StringVar(&o.algorithm, "algorithm", fsverity.SHA512.String(), "`NAME` fs-verity algorithm: fsverity-sha512-12 or fsverity-sha256-12")
+	f.StringVar(&o.erofs, "erofs", "v1", "`FORMAT` format of EROFS images: v1, v2 or both")
 	addVerityFlag(f, &o.allowMissingVerity, "do not require fs-verity")
-	f.DurationVar(&o.lockTimeout, "lock-timeout", defaultLockTimeout, "how long to wait for a lock")
+	addLockTimeoutFlag(f, &o.lockTimeout)
+	setFlags(cmd, g)
 	return cmd
 }
 
@@ -51,18 +56,25 @@ func runInit(cmd *cobra.Command, o *initOptions) error {
 	}
 	algorithm, err := fsverity.ParseAlgorithm(o.algorithm)
 	if err != nil {
-		return &usageError{err}
+		return usagef("--algorithm: %w", err)
 	}
 	formats, err := parseFormats(o.erofs)
 	if err != nil {
 		return err
 	}
-	created, err := composefs.Init(cmd.Context(), o.repo, composefs.InitOptions{
-		Algorithm: algorithm, Formats: formats,
-		AllowMissingVerity: o.allowMissingVerity, LockTimeout: o.lockTimeout,
-	})
+	lockTimeout, err := waitTime("--lock-timeout", o.lockTimeout)
 	if err != nil {
 		return err
+	}
+	created, err := pipeline.Init(cmd.Context(), o.repo, composefs.InitOptions{
+		Algorithm: algorithm, Formats: formats,
+		AllowMissingVerity: o.allowMissingVerity, LockTimeout: lockTimeout,
+	})
+	if err != nil {
+		if cause := context.Cause(cmd.Context()); cause != nil {
+			return &interruptedError{cause: cause, err: err}
+		}
+		return &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
 	}
 	text := "Created"
 	if !created {

@@ -9,7 +9,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -41,11 +40,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	f := classify(err)
-	if reported, ok := errors.AsType[*reportedError](err); !ok || !reported.silent {
-		fmt.Fprintf(stderr, "cfs-pull: %v\n", err)
-		if f.remedy != "" {
-			fmt.Fprintf(stderr, "cfs-pull: %s\n", f.remedy)
-		}
+	fmt.Fprintf(stderr, "cfs-pull: %v\n", err)
+	if f.remedy != "" {
+		fmt.Fprintf(stderr, "cfs-pull: %s\n", f.remedy)
 	}
 	return f.code
 }
@@ -70,16 +67,6 @@ func withSignals(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// reportedError is an error that has been written to stdout as part of a
-// result; silent leaves out the message on stderr too.
-type reportedError struct {
-	err    error
-	silent bool
-}
-
-func (e *reportedError) Error() string { return e.err.Error() }
-func (e *reportedError) Unwrap() error { return e.err }
-
 // usageError is a mistake in flags or arguments.
 type usageError struct{ err error }
 
@@ -88,11 +75,11 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
-// usageArgs turns the errors of an argument check into usage errors.
-func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+// usageArgs accepts n arguments; what says what they are.
+func usageArgs(n int, what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return &usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+		if len(args) != n {
+			return usagef("want %s, got %d; see %s --help", what, len(args), cmd.CommandPath())
 		}
 		return nil
 	}

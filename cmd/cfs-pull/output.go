@@ -11,7 +11,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/cfs-pull/cfs-pull/pipeline"
@@ -25,50 +24,60 @@ type outputOptions struct {
 }
 
 func (o *outputOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.format, "format", "table", "form of the result: table or json")
-	f.BoolVar(&o.json, "json", false, "the same as --format json")
-	f.StringVar(&o.digestFile, "digestfile", "", "write the manifest digest to this file")
+	f.StringVar(&o.format, "format", "table", "`FORMAT` form of the result on stdout: table or json")
+	f.BoolVar(&o.json, "json", false, "the same as --format json; a failure is written as JSON, too")
+	f.StringVar(&o.digestFile, "digestfile", "", "`FILE` write the manifest digest to this file")
 }
 
-// write writes a result to stdout. JSON is written also when the pull failed;
-// then pullErr is part of it.
-func (o *outputOptions) write(cmd *cobra.Command, r *pipeline.Result, pullErr error, quiet bool) error {
-	if o.format != "table" && o.format != "json" {
+func (o *outputOptions) check() error {
+	switch o.format {
+	case "json":
+		o.json = true
+	case "table":
+	default:
 		return usagef("--format %s: want table or json", o.format)
 	}
-	asJSON := o.json || o.format == "json"
-	if pullErr != nil {
-		if !asJSON {
-			return pullErr
-		}
-		f := classify(pullErr)
-		r.Error = &pipeline.ErrorResult{Code: f.code, Kind: f.kind, Message: pullErr.Error()}
-		if stage, ok := errors.AsType[*pipeline.StageError](pullErr); ok {
-			r.Error.Stage = stage.Stage
-		}
-	}
+	return nil
+}
+
+// write writes the result of a pull that ended with pullErr to stdout, and
+// returns that error or one of its own. As JSON a failure is a result, too.
+func (o *outputOptions) write(out io.Writer, r *pipeline.Result, pullErr error, quiet bool) error {
 	if pullErr == nil && o.digestFile != "" {
 		if err := os.WriteFile(o.digestFile, []byte(r.ManifestDigest.String()), 0o666); err != nil {
-			return fmt.Errorf("write digest file: %w", err)
+			pullErr = fmt.Errorf("write digest file: %w", err)
 		}
 	}
-	out := cmd.OutOrStdout()
 	var err error
 	switch {
-	case asJSON:
+	case o.json:
+		r.Error = describeError(pullErr)
 		encoder := json.NewEncoder(out)
 		encoder.SetIndent("", "  ")
 		encoder.SetEscapeHTML(false)
 		err = encoder.Encode(r)
+	case pullErr != nil:
 	case quiet:
 		_, err = fmt.Fprintln(out, r.ManifestDigest)
 	default:
 		err = writeTable(out, r)
 	}
-	if err != nil {
+	if pullErr == nil && err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
 	return pullErr
+}
+
+func describeError(err error) *pipeline.ErrorResult {
+	if err == nil {
+		return nil
+	}
+	f := classify(err)
+	described := &pipeline.ErrorResult{Code: f.code, Kind: f.kind, Message: err.Error(), Remedy: f.remedy}
+	if stage, ok := errors.AsType[*pipeline.StageError](err); ok {
+		described.Stage = stage.Stage
+	}
+	return described
 }
 
 func writeTable(out io.Writer, r *pipeline.Result) error {
@@ -89,11 +98,26 @@ func writeTable(out io.Writer, r *pipeline.Result) error {
 		row("Boot ID", r.BootImage.ID.String())
 		row("Entries", describeEntries(r.BootEntries))
 	}
-	row("Storage", describeStorage(&r.Stats))
+	switch {
+	case r.UpdateAvailable == nil:
+		row("Storage", describeStorage(&r.Stats))
+	case *r.UpdateAvailable:
+		row("Update", "available")
+	default:
+		row("Update", "none, the repository has this image")
+	}
+	if r.Plan != nil {
+		row("Plan", describePlan(r.Plan))
+		for _, layer := range r.Plan.Layers {
+			if !layer.Present {
+				row("Fetch", fmt.Sprintf("%s %s", layer.Digest, formatBytes(layer.Size)))
+			}
+		}
+	}
 	for _, file := range r.ExportedFiles {
 		row("Exported", file)
 	}
-	if !r.Changed {
+	if !r.Changed && r.UpdateAvailable == nil {
 		row("Changed", "no, everything was there already")
 	}
 	_, err := io.WriteString(out, b.String())
@@ -113,6 +137,17 @@ func describeEntries(entries []pipeline.BootEntry) string {
 		names = append(names, text)
 	}
 	return fmt.Sprintf("%d (%s)", len(entries), strings.Join(names, "; "))
+}
+
+func describePlan(p *pipeline.Plan) string {
+	fetch := 0
+	for _, layer := range p.Layers {
+		if !layer.Present {
+			fetch++
+		}
+	}
+	return fmt.Sprintf("fetch %d of %d layers, %s; already present: %s",
+		fetch, len(p.Layers), formatBytes(p.BytesToFetch), formatBytes(p.BytesPresent))
 }
 
 func describeStorage(s *pipeline.Stats) string {

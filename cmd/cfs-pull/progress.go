@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -17,6 +19,42 @@ import (
 	"github.com/cfs-pull/cfs-pull/pipeline"
 )
 
+// console is stderr, shared by messages and a bar: while there is a bar, a
+// message goes above it.
+type console struct {
+	mu   sync.Mutex
+	out  io.Writer
+	bars *mpb.Progress
+}
+
+// Write implements io.Writer. A line is not torn when it is written at once.
+func (c *console) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bars != nil {
+		if n, err := c.bars.Write(b); err == nil {
+			return n, nil
+		}
+	}
+	return c.out.Write(b)
+}
+
+// isTerminal reports whether a bar can be drawn: on a terminal that has a size.
+func (c *console) isTerminal() bool {
+	f, ok := c.out.(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	return err == nil && size.Col > 0
+}
+
+func (c *console) setBars(bars *mpb.Progress) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bars = bars
+}
+
 // progress shows the events of a pull.
 type progress interface {
 	event(pipeline.Event)
@@ -25,34 +63,19 @@ type progress interface {
 
 // newProgress chooses how to show progress: a bar on a terminal, lines
 // elsewhere.
-func newProgress(kind string, quiet bool, out io.Writer) (progress, error) {
+func newProgress(kind string, quiet bool, to *console) (progress, error) {
 	switch kind {
 	case "auto", "bar", "plain", "none":
 	default:
 		return nil, usagef("--progress %s: want auto, bar, plain or none", kind)
 	}
-	if kind == "auto" {
-		kind = "plain"
-		if isTerminal(out) {
-			kind = "bar"
-		}
-	}
 	switch {
 	case quiet || kind == "none":
 		return noProgress{}, nil
-	case kind == "bar":
-		return newBarProgress(out), nil
+	case kind == "bar", kind == "auto" && to.isTerminal():
+		return &barProgress{to: to}, nil
 	}
-	return &plainProgress{out: out}, nil
-}
-
-func isTerminal(out io.Writer) bool {
-	f, ok := out.(*os.File)
-	if !ok || os.Getenv("TERM") == "dumb" {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
+	return &plainProgress{out: to}, nil
 }
 
 type noProgress struct{}
@@ -91,8 +114,11 @@ func (p *plainProgress) event(e pipeline.Event) {
 	case e.Layer != "" && e.State == pipeline.Skipped:
 		fmt.Fprintf(p.out, "layer %s: already present\n", shortDigest(e.Layer))
 	case e.Layer != "":
+	case e.State == pipeline.Started && e.Cached > 0:
+		fmt.Fprintf(p.out, "%s: %s, of which %s are present\n", taskText[e.Task], formatBytes(e.Total), formatBytes(e.Cached))
+		p.last = time.Now()
 	case e.State == pipeline.Started && e.Total > 0:
-		fmt.Fprintf(p.out, "%s: %s, %s of it present\n", taskText[e.Task], formatBytes(e.Total), formatBytes(e.Cached))
+		fmt.Fprintf(p.out, "%s: %s\n", taskText[e.Task], formatBytes(e.Total))
 		p.last = time.Now()
 	case e.State == pipeline.Started:
 		fmt.Fprintf(p.out, "%s\n", taskText[e.Task])
@@ -104,34 +130,65 @@ func (p *plainProgress) event(e pipeline.Event) {
 
 func (p *plainProgress) close() {}
 
-// barProgress draws one bar for the layers.
+// barProgress draws one bar for the bytes of all layers. It stays, full, while
+// the images are built.
 type barProgress struct {
-	bars *mpb.Progress
-	bar  *mpb.Bar
-}
-
-func newBarProgress(out io.Writer) *barProgress {
-	return &barProgress{bars: mpb.New(mpb.WithOutput(out), mpb.WithWidth(30), mpb.WithRefreshRate(200*time.Millisecond))}
+	to    *console
+	bars  *mpb.Progress // nil before there is something to draw
+	bar   *mpb.Bar
+	start time.Time
+	shown atomic.Pointer[pipeline.Event] // the task of now
 }
 
 func (p *barProgress) event(e pipeline.Event) {
-	if e.Layer != "" || e.Task != pipeline.TaskPulling {
+	if e.Layer != "" || e.State == pipeline.Skipped {
 		return
 	}
-	if p.bar == nil {
-		p.bar = p.bars.AddBar(e.Total, mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Name(taskText[e.Task])),
-			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f "), decor.AverageSpeed(decor.SizeB1024(0), "% .1f")))
+	if e.State != pipeline.Done {
+		p.shown.Store(&e)
+	}
+	if e.Task != pipeline.TaskPulling {
+		return
+	}
+	if p.bars == nil {
+		p.begin(e)
 	}
 	p.bar.SetCurrent(e.Bytes)
-	if e.State == pipeline.Done {
-		p.bar.SetTotal(-1, true)
+}
+
+func (p *barProgress) begin(e pipeline.Event) {
+	p.start = time.Now()
+	options := []mpb.ContainerOption{mpb.WithOutput(p.to.out), mpb.WithWidth(30), mpb.WithRefreshRate(200 * time.Millisecond)}
+	if !p.to.isTerminal() { // it was asked for all the same
+		options = append(options, mpb.WithAutoRefresh())
 	}
+	p.bars = mpb.New(options...)
+	// Made without a total, the bar stays until close.
+	p.bar = p.bars.AddBar(0,
+		mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return taskText[p.shown.Load().Task] + " " })),
+		mpb.AppendDecorators(decor.Any(p.counts)))
+	p.bar.SetTotal(e.Total, false)
+	p.to.setBars(p.bars)
+}
+
+// counts is what stands behind the bar.
+func (p *barProgress) counts(decor.Statistics) string {
+	e := p.shown.Load()
+	if e.Task != pipeline.TaskPulling {
+		return ""
+	}
+	text := " " + formatBytes(e.Bytes) + " of " + formatBytes(e.Total)
+	if seconds := time.Since(p.start).Seconds(); seconds >= 1 && e.Bytes > e.Cached {
+		text += ", " + formatBytes(int64(float64(e.Bytes-e.Cached)/seconds)) + "/s"
+	}
+	return text
 }
 
 func (p *barProgress) close() {
-	if p.bar != nil {
-		p.bar.Abort(true)
+	if p.bars == nil {
+		return
 	}
+	p.to.setBars(nil)
+	p.bar.Abort(true)
 	p.bars.Wait()
 }

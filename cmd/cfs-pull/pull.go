@@ -5,14 +5,18 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
+	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/pipeline"
@@ -21,7 +25,7 @@ import (
 
 // pullOptions are the flags of a pull.
 type pullOptions struct {
-	direct bool
+	direct, check, dryRun bool
 
 	sysroot, root, repo string
 	init                bool
@@ -63,109 +67,231 @@ type pullOptions struct {
 func newPullCommand() *cobra.Command {
 	o := pullOptions{minFree: -1}
 	cmd := &cobra.Command{
-		Use:   "cfs-pull [--direct] [options] REF",
+		Use:   "cfs-pull [options] REF",
 		Short: "Pull a bootable OCI image into a composefs repository",
 		Long: `Pull a bootable OCI image into a composefs repository: its layers, manifest and
 config, the tag localhost/bootc-<manifest digest>, the EROFS images and the boot
 entries.
 
-REF is a name in a registry, docker://NAME, oci:DIR[:TAG], oci-archive:FILE,
-docker-archive:FILE or dir:DIR. With --transport it is the part behind the
-transport.
+REF is a name in a registry (NAME[:TAG][@DIGEST] or docker://NAME), oci:DIR[:TAG],
+oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or dir:DIR. With --transport
+it is what follows the transport.
 
 The result is written to stdout, everything else to stderr.
 ` + exitHelp,
-		Example: `  cfs-pull --direct --repo /sysroot/composefs quay.io/example/os:latest
-  cfs-pull --direct --init --allow-missing-verity --repo ./repo oci:./layout:latest`,
-		Args: usageArgs(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, args []string) error { return runPull(cmd, &o, args[0]) },
+		Example: `    cfs-pull --direct quay.io/example/os:latest
+    cfs-pull --direct --check quay.io/example/os:latest
+    cfs-pull --direct --init --allow-missing-verity --repo ./repo oci:./layout:latest`,
+		Args:                  usageArgs(1, "one image reference"),
+		DisableFlagsInUseLine: true,
+		RunE:                  func(cmd *cobra.Command, args []string) error { return runPull(cmd, &o, args[0]) },
 	}
-	f := cmd.Flags()
-	f.SortFlags = false
-	f.BoolVar(&o.direct, "direct", false, "pull straight into the composefs repository (the default)")
-
-	f.StringVar(&o.sysroot, "sysroot", "/sysroot", "physical root of the running system; the repository is composefs below it")
-	f.StringVar(&o.root, "root", "", "physical root of a system that is being installed; implies --init, and configuration is read below it")
-	f.StringVar(&o.repo, "repo", "", "directory of the repository (default SYSROOT/composefs)")
-	f.BoolVar(&o.init, "init", false, "create the repository if there is none")
-	f.StringVar(&o.erofs, "erofs", "v1", "format of EROFS images in a repository that is created: v1, v2 or both")
-	addVerityFlag(f, &o.allowMissingVerity, "create a repository that does not require fs-verity, or use one")
-	f.BoolVar(&o.force, "force", false, "accept --allow-missing-verity for a repository that requires fs-verity")
-	f.DurationVar(&o.lockTimeout, "lock-timeout", defaultLockTimeout, "how long to wait for a lock")
-
-	f.StringVar(&o.transport, "transport", "", "registry, oci, oci-archive, docker-archive or dir; REF has no prefix then")
-	f.StringVar(&o.authfile, "authfile", "", "file with registry credentials (default: those of the operating system)")
-	f.StringVar(&o.creds, "creds", "", "USER:PASSWORD for the registry")
-	f.BoolVar(&o.noCreds, "no-creds", false, "use no credentials")
-	f.StringVar(&o.certDir, "cert-dir", "", "directory with certificates for the registry")
-	f.Var(&o.tlsVerify, "tls-verify", "require HTTPS and verify certificates (default: as registries.conf says)")
-	f.Lookup("tls-verify").NoOptDefVal = "true"
-	f.StringVar(&o.registriesConf, "registries-conf", "", "registries.conf to use instead of the system's")
-	f.StringVar(&o.signaturePolicy, "signature-policy", "", "policy.json to use instead of the system's")
-	f.BoolVar(&o.insecurePolicy, "insecure-policy", false, "accept every image, whatever the policy says")
-	f.BoolVar(&o.requireSigned, "require-signed", false, "refuse an image unless the policy verifies a signature of it")
-	f.StringVar(&o.arch, "arch", "", "architecture to choose from an index (default: this machine's)")
-	f.StringVar(&o.os, "os", "", "operating system to choose from an index (default: this machine's)")
-	f.StringVar(&o.variant, "variant", "", "architecture variant to choose from an index")
-	f.IntVar(&o.retry, "retry", 3, "how often to try again when the network or the registry fails")
-	f.DurationVar(&o.retryDelay, "retry-delay", 0, "pause between tries (default: one second, doubled each time)")
-	f.StringVar(&o.userAgentPrefix, "user-agent-prefix", "", "put before the User-Agent (default cfs-pull/VERSION)")
-	f.StringVar(&o.tmpdir, "tmpdir", "", "directory for temporary files (default $TMPDIR)")
-	f.DurationVar(&o.commandTimeout, "command-timeout", 0, "give up after this long (default: never)")
-	f.IntVar(&o.maxParallel, "max-parallel-downloads", pipeline.DefaultParallelLayers, "layers to fetch at once")
-	f.IntVar(&o.jobs, "jobs", 0, "threads that hash and store files (default: one a CPU)")
-	f.Var(&o.minFree, "min-free", "space to stay free (default: the larger of 1 % and 512 MiB, at most 5 %)")
-	o.maxLayerSize = oci.DefaultMaxLayerSize
-	f.Var(&o.maxLayerSize, "max-layer-size", "largest uncompressed layer to accept")
-	f.Int64Var(&o.maxCompressionRatio, "max-compression-ratio", oci.DefaultMaxRatio, "largest ratio of uncompressed to compressed size to accept")
-
-	f.StringVar(&o.tag, "tag", "", "tag to write beside localhost/bootc-<manifest digest>")
-	f.BoolVar(&o.untagOnError, "untag-on-error", false, "remove the tags again when the image turns out not to be bootable")
-	f.BoolVar(&o.noBoot, "no-boot", false, "leave out boot image and boot entries")
-	f.BoolVar(&o.allowNoBoot, "allow-no-boot", false, "accept an image without boot entries")
-	f.StringVar(&o.exportBoot, "export-boot", "", "write kernel, initrd, unified kernel images and loader entries to this directory")
-	f.StringVar(&o.kargStyle, "karg-style", "bootc", "form of the composefs kernel argument in exported entries: bootc (composefs=ID) or digest (composefs.digest=…)")
-
-	o.output.addFlags(f)
-	f.StringVar(&o.progress, "progress", "auto", "progress on stderr: auto, bar, plain or none")
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "print the manifest digest only")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "log what is decided on the way")
-	f.StringVar(&o.logLevel, "log-level", "", "debug, info, warn or error (default warn, or $CFS_PULL_LOG)")
-	cmd.MarkFlagsMutuallyExclusive("creds", "no-creds", "authfile")
-	cmd.MarkFlagsMutuallyExclusive("no-boot", "allow-no-boot")
-	cmd.MarkFlagsMutuallyExclusive("no-boot", "export-boot")
-	cmd.MarkFlagsMutuallyExclusive("signature-policy", "insecure-policy")
+	setFlags(cmd, o.modeFlags(), o.repositoryFlags(), o.imageFlags(), o.registryFlags(),
+		o.policyFlags(), o.bootFlags(), o.resourceFlags(), o.outputFlags())
 	return cmd
 }
 
+func (o *pullOptions) modeFlags() flagGroup {
+	g := newFlagGroup("MODE")
+	f := g.flags
+	f.BoolVar(&o.direct, "direct", false, "pull straight into the composefs repository (the default)")
+	f.BoolVar(&o.check, "check", false, "only say whether the image is another one than the repository has; fetch the manifest, write nothing, and exit with 0 in both cases")
+	f.BoolVar(&o.dryRun, "dry-run", false, "only say which layers would be fetched; write nothing")
+	return g
+}
+
+func (o *pullOptions) repositoryFlags() flagGroup {
+	g := newFlagGroup("REPOSITORY")
+	f := g.flags
+	f.StringVar(&o.repo, "repo", "", "`DIR` directory of the repository (default: composefs below --sysroot)")
+	f.StringVar(&o.sysroot, "sysroot", "/sysroot", "`DIR` physical root of the running system")
+	f.StringVar(&o.root, "root", "", "`DIR` physical root of a system that is being installed: the repository is composefs below it and is created if there is none; configuration and credentials are looked for there")
+	f.BoolVar(&o.init, "init", false, "create the repository if there is none")
+	f.StringVar(&o.erofs, "erofs", "v1", "`FORMAT` format of EROFS images in a repository that is created: v1, v2 or both")
+	addVerityFlag(f, &o.allowMissingVerity, "create a repository that does not require fs-verity, or use one")
+	f.BoolVar(&o.force, "force", false, "accept --allow-missing-verity for a repository that requires fs-verity")
+	addLockTimeoutFlag(f, &o.lockTimeout)
+	f.StringVar(&o.tag, "tag", "", "`NAME` tag to write beside localhost/bootc-<manifest digest>")
+	return g
+}
+
+func (o *pullOptions) imageFlags() flagGroup {
+	g := newFlagGroup("IMAGE")
+	f := g.flags
+	f.StringVar(&o.transport, "transport", "", "`NAME` registry, oci, oci-archive, docker-archive or dir; REF has no prefix then")
+	f.StringVar(&o.os, "os", "", "`OS` operating system to choose from an index (default: this machine's)")
+	f.StringVar(&o.arch, "arch", "", "`ARCH` architecture to choose from an index (default: this machine's)")
+	f.StringVar(&o.variant, "variant", "", "`VARIANT` architecture variant to choose from an index (default: this machine's)")
+	o.maxLayerSize = oci.DefaultMaxLayerSize
+	f.Var(&o.maxLayerSize, "max-layer-size", "`SIZE` largest uncompressed layer to accept")
+	f.Int64Var(&o.maxCompressionRatio, "max-compression-ratio", oci.DefaultMaxRatio, "`N` largest ratio of uncompressed to compressed size to accept")
+	return g
+}
+
+func (o *pullOptions) registryFlags() flagGroup {
+	g := newFlagGroup("REGISTRY")
+	f := g.flags
+	f.StringVar(&o.authfile, "authfile", "", "`FILE` file with credentials (default: the operating system's ostree/auth.json below /run, /etc or /usr/lib)")
+	f.StringVar(&o.creds, "creds", "", "`USER:PASSWORD` credentials")
+	f.BoolVar(&o.noCreds, "no-creds", false, "use no credentials")
+	f.StringVar(&o.certDir, "cert-dir", "", "`DIR` directory with certificates (default: certs.d of the configuration)")
+	f.Var(&o.tlsVerify, "tls-verify", "require HTTPS and verify certificates; better said in registries.conf (default: as it says)")
+	f.Lookup("tls-verify").NoOptDefVal = "true"
+	f.StringVar(&o.registriesConf, "registries-conf", "", "`FILE` registries.conf to use instead of the system's")
+	f.IntVar(&o.retry, "retry", 3, "`N` how often to try again when the network or the registry fails")
+	f.DurationVar(&o.retryDelay, "retry-delay", 0, "`TIME` pause between tries (default: one second, doubled each time)")
+	f.IntVar(&o.maxParallel, "max-parallel-downloads", pipeline.DefaultParallelLayers, "`N` layers to fetch at once")
+	f.StringVar(&o.userAgentPrefix, "user-agent-prefix", "", "`TEXT` put before the User-Agent (default: cfs-pull/VERSION)")
+	return g
+}
+
+func (o *pullOptions) policyFlags() flagGroup {
+	g := newFlagGroup("SIGNATURES")
+	f := g.flags
+	f.StringVar(&o.signaturePolicy, "signature-policy", "", "`FILE` policy.json to use instead of the system's")
+	f.BoolVar(&o.insecurePolicy, "insecure-policy", false, "accept every image, whatever the policy says")
+	f.BoolVar(&o.requireSigned, "require-signed", false, "refuse an image unless the policy verifies a signature of it")
+	return g
+}
+
+func (o *pullOptions) bootFlags() flagGroup {
+	g := newFlagGroup("BOOT")
+	f := g.flags
+	f.BoolVar(&o.noBoot, "no-boot", false, "leave out boot image and boot entries")
+	f.BoolVar(&o.allowNoBoot, "allow-no-boot", false, "accept an image without boot entries")
+	f.StringVar(&o.exportBoot, "export-boot", "", "`DIR` write kernel, initrd, unified kernel images and loader entries to this directory")
+	f.StringVar(&o.kargStyle, "karg-style", "bootc", "`STYLE` kernel argument in exported loader entries: bootc (composefs=ID) or digest (composefs.digest=…)")
+	f.BoolVar(&o.untagOnError, "untag-on-error", false, "remove the tags again when the image turns out not to be bootable")
+	return g
+}
+
+func (o *pullOptions) resourceFlags() flagGroup {
+	g := newFlagGroup("RESOURCES")
+	f := g.flags
+	f.IntVar(&o.jobs, "jobs", 0, "`N` threads that hash and store files (default: one a CPU)")
+	f.Var(&o.minFree, "min-free", "`SIZE` space to stay free (default: the larger of 1 % and 512 MiB, at most 5 %)")
+	f.StringVar(&o.tmpdir, "tmpdir", "", "`DIR` directory for temporary files (default: $TMPDIR, else /tmp)")
+	f.DurationVar(&o.commandTimeout, "command-timeout", 0, "`TIME` give up after this long, for instance 1h (default: never)")
+	return g
+}
+
+func (o *pullOptions) outputFlags() flagGroup {
+	g := newFlagGroup("OUTPUT")
+	f := g.flags
+	o.output.addFlags(f)
+	f.StringVar(&o.progress, "progress", "auto", "`KIND` progress on stderr: auto, bar, plain or none")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but the manifest digest, and errors")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "say what is decided on the way")
+	f.StringVar(&o.logLevel, "log-level", "", "`LEVEL` debug, info, warn or error (default: $CFS_PULL_LOG, else warn)")
+	f.BoolP("help", "h", false, "print this text")
+	return g
+}
+
+// validate refuses options that make no sense, also together.
+func (o *pullOptions) validate(f *pflag.FlagSet) error {
+	for _, names := range [][]string{
+		{"check", "dry-run"}, {"sysroot", "root"},
+		{"creds", "no-creds", "authfile"}, {"no-boot", "allow-no-boot"}, {"no-boot", "export-boot"},
+		{"signature-policy", "insecure-policy"}, {"require-signed", "insecure-policy"}, {"quiet", "verbose"},
+	} {
+		if err := exclusive(f, names...); err != nil {
+			return err
+		}
+	}
+	for name, others := range map[string][]string{
+		"erofs": {"init", "root"}, "force": {"allow-missing-verity", "insecure"}, "karg-style": {"export-boot"},
+	} {
+		if err := needs(f, name, others...); err != nil {
+			return err
+		}
+	}
+	for name, least := range map[string]int{"retry": 0, "max-parallel-downloads": 1, "jobs": 0} {
+		if n, err := f.GetInt(name); err != nil || n < least {
+			return usagef("--%s %s: want a number from %d on", name, f.Lookup(name).Value, least)
+		}
+	}
+	for _, name := range []string{"retry-delay", "command-timeout"} {
+		if d, err := f.GetDuration(name); err != nil || d < 0 {
+			return usagef("--%s %s: want no negative time", name, f.Lookup(name).Value)
+		}
+	}
+	if o.maxLayerSize <= 0 || o.maxCompressionRatio <= 0 {
+		return usagef("--max-layer-size and --max-compression-ratio must be above zero")
+	}
+	return nil
+}
+
+// timeoutError is the cause of a context that --command-timeout ended.
+type timeoutError struct{ after time.Duration }
+
+func (e timeoutError) Error() string {
+	return fmt.Sprintf("gave up after %s, as --command-timeout says", e.after)
+}
+
 func runPull(cmd *cobra.Command, o *pullOptions, ref string) error {
-	log, err := o.logger(cmd)
-	if err != nil {
+	if err := o.output.check(); err != nil {
 		return err
 	}
-	options, err := o.pipelineOptions(ref, log)
+	to := &console{out: cmd.ErrOrStderr()}
+	options, show, err := o.prepare(cmd.Flags(), ref, to)
 	if err != nil {
-		return err
+		return o.output.write(cmd.OutOrStdout(), pipeline.NewResult(ref), err, o.quiet)
 	}
-	progress, err := newProgress(o.progress, o.quiet, cmd.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	options.Events = progress.event
-	fetch.InstallLogging(log)
+	options.Events = show.event
+	fetch.InstallLogging(options.Log)
 	ctx := cmd.Context()
 	if o.commandTimeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.commandTimeout)
+		ctx, cancel = context.WithTimeoutCause(ctx, o.commandTimeout, timeoutError{o.commandTimeout})
 		defer cancel()
 	}
-	result, err := pipeline.Direct(ctx, options)
-	progress.close()
+	do := pipeline.Direct
+	switch {
+	case o.check:
+		do = pipeline.Check
+	case o.dryRun:
+		do = pipeline.MakePlan
+	}
+	result, err := do(ctx, options)
+	show.close()
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		// The cause says more than what the interruption broke.
 		err = &interruptedError{cause: cause, err: err}
 	}
-	return o.output.write(cmd, result, err, o.quiet)
+	return o.output.write(cmd.OutOrStdout(), result, err, o.quiet)
+}
+
+// prepare checks the options and turns them into those of the pipeline.
+func (o *pullOptions) prepare(f *pflag.FlagSet, ref string, to *console) (pipeline.Options, progress, error) {
+	if err := o.validate(f); err != nil {
+		return pipeline.Options{}, nil, err
+	}
+	level, err := o.parseLogLevel()
+	if err != nil {
+		return pipeline.Options{}, nil, err
+	}
+	// What can be known to fail in the end is better refused now.
+	for option, dir := range map[string]string{
+		"export-boot": o.exportBoot, "tmpdir": o.tmpdir, "cert-dir": o.certDir, "root": o.root,
+	} {
+		if err := isDirectory(dir); dir != "" && err != nil {
+			return pipeline.Options{}, nil, usagef("--%s: %w", option, err)
+		}
+	}
+	if file := o.output.digestFile; file != "" {
+		if err := isDirectory(filepath.Dir(file)); err != nil {
+			return pipeline.Options{}, nil, usagef("--digestfile: %w", err)
+		}
+	}
+	show, err := newProgress(o.progress, o.quiet, to)
+	if err != nil {
+		return pipeline.Options{}, nil, err
+	}
+	options, err := o.pipelineOptions(ref, slog.New(&logHandler{out: to, level: level}))
+	if err == nil && !f.Changed("erofs") {
+		options.Formats = composefs.FormatConfig{} // no wish
+	}
+	return options, show, err
 }
 
 // interruptedError is what a pull returns after its context ended.
@@ -173,6 +299,14 @@ type interruptedError struct{ cause, err error }
 
 func (e *interruptedError) Error() string   { return e.cause.Error() }
 func (e *interruptedError) Unwrap() []error { return []error{e.cause, e.err} }
+
+func isDirectory(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
+	}
+	return err
+}
 
 // pipelineOptions turns flags into options.
 func (o *pullOptions) pipelineOptions(ref string, log *slog.Logger) (pipeline.Options, error) {
@@ -183,6 +317,10 @@ func (o *pullOptions) pipelineOptions(ref string, log *slog.Logger) (pipeline.Op
 	kargStyle, ok := map[string]boot.KargStyle{"bootc": boot.KargBootc, "digest": boot.KargDigest}[o.kargStyle]
 	if !ok {
 		return pipeline.Options{}, usagef("--karg-style %s: want bootc or digest", o.kargStyle)
+	}
+	lockTimeout, err := waitTime("--lock-timeout", o.lockTimeout)
+	if err != nil {
+		return pipeline.Options{}, err
 	}
 	f, err := o.fetchOptions(log)
 	if err != nil {
@@ -199,7 +337,7 @@ func (o *pullOptions) pipelineOptions(ref string, log *slog.Logger) (pipeline.Op
 	return pipeline.Options{
 		Reference: ref, Fetch: f,
 		Repo: repo, Init: o.init || o.root != "", Formats: formats,
-		AllowMissingVerity: o.allowMissingVerity, Force: o.force, LockTimeout: o.lockTimeout,
+		AllowMissingVerity: o.allowMissingVerity, Force: o.force, LockTimeout: lockTimeout,
 		Tag: o.tag, UntagOnError: o.untagOnError,
 		NoBoot: o.noBoot, AllowNoBoot: o.allowNoBoot, ExportBoot: o.exportBoot, KargStyle: kargStyle,
 		Jobs: o.jobs, ParallelLayers: o.maxParallel,
@@ -238,26 +376,4 @@ func (o *pullOptions) fetchOptions(log *slog.Logger) (fetch.Options, error) {
 		f.Auth.UserPassword = creds
 	}
 	return f, nil
-}
-
-// logger writes to stderr from the level on that flags and environment name.
-func (o *pullOptions) logger(cmd *cobra.Command) (*slog.Logger, error) {
-	name := o.logLevel
-	if name == "" {
-		name = os.Getenv("CFS_PULL_LOG")
-	}
-	if name == "" {
-		name = "warn"
-		if o.verbose {
-			name = "info"
-		}
-		if o.quiet {
-			name = "error"
-		}
-	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(strings.ToUpper(name))); err != nil {
-		return nil, usagef("log level %q: want debug, info, warn or error", name)
-	}
-	return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level})), nil
 }

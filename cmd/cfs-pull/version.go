@@ -28,13 +28,16 @@ func versionText() string {
 }
 
 func newVersionCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  usageArgs(cobra.NoArgs),
+		Args:  usageArgs(0, "no argument"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "cfs-pull", versionText())
 			return err
 		},
 	}
+	cmd.DisableFlagsInUseLine = true
+	setFlags(cmd)
+	return cmd
 }
