@@ -31,6 +31,9 @@ func TestPull(t *testing.T) {
 	original := scan(t, podmanRoot, realimage.KeepCapabilities)
 	plain := original.Plain()
 	labels := realimage.Labels(t, podmanRoot, plain)
+	if len(labels) < len(plain)/2 {
+		t.Errorf("libselinux labels %d of %d paths: the image should have a policy", len(labels), len(plain))
+	}
 	boot := plain.Boot(labels)
 
 	var ids []realimage.ImageID

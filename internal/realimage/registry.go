@@ -81,7 +81,7 @@ func StartRegistry(tb testing.TB) *Registry {
 		filepath.Join(r.CertDir, "ca.crt"): ca,
 		r.AuthFile:                         fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, r.Address, auth),
 		config: fmt.Appendf(nil, `version: 0.1
-log: {level: fatal}
+log: {level: error}
 storage: {filesystem: {rootdirectory: %[1]s/storage}}
 http: {addr: %[2]q, tls: {certificate: %[1]s/cert.pem, key: %[1]s/key.pem}}
 auth: {htpasswd: {realm: test, path: %[1]s/htpasswd}}
