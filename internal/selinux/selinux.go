@@ -42,8 +42,10 @@
 package selinux
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -152,27 +154,15 @@ func Parse(src Sources) (*Policy, error) {
 		}
 	}
 	p.automaton = b.finish()
-	reverse(p.fallbacks)
+	slices.Reverse(p.fallbacks)
 	return p, nil
-}
-
-func reverse(f []fallback) {
-	for i, j := 0, len(f)-1; i < j; i, j = i+1, j-1 {
-		f[i], f[j] = f[j], f[i]
-	}
 }
 
 // eachLine calls do with the fields of each line that has some.
 func eachLine(file string, content []byte, do func(fields []string) error) error {
 	for line := 1; len(content) > 0; line++ {
-		text := content
-		content = nil
-		for i, c := range text {
-			if c == '\n' {
-				text, content = text[:i], text[i+1:]
-				break
-			}
-		}
+		text, rest, _ := bytes.Cut(content, []byte{'\n'})
+		content = rest
 		if !utf8.Valid(text) {
 			return &Error{file, line, errors.New("not UTF-8")}
 		}

@@ -513,7 +513,11 @@ func BenchmarkLookup(b *testing.B) {
 	policy.Write(src.FileContexts)
 	for i := range 5600 {
 		name := "name" + string(rune('a'+i%26)) + string(rune('a'+i/26%26)) + string(rune('a'+i/676))
-		policy.WriteString([]string{"/usr/bin/" + name + "\t--\tc\n", "/var/lib/" + name + "(/.*)?\tc\n", "/usr/(.*/)?" + name + "/[^/]*\\.so\t--\tc\n"}[i%3])
+		line := []string{"/usr/bin/" + name + "\t--\tc\n", "/var/lib/" + name + "(/.*)?\tc\n"}[i%2]
+		if i%100 == 0 {
+			line = "/usr/(.*/)?" + name + "/[^/]*\\.so\t--\tc\n"
+		}
+		policy.WriteString(line)
 	}
 	p := mustParse(b, Sources{FileContexts: []byte(policy.String())})
 	rng := rand.New(rand.NewPCG(5, 6))
