@@ -4,7 +4,7 @@
 #   make demo         build, and pull an image that the command makes itself
 #   make test         every test that this machine and user can run
 #   make build        cfs-pull, one static binary
-#   make lint         gofmt, go vet, staticcheck
+#   make lint         gofmt, SPDX headers, go vet, staticcheck
 #   make race         the tests with the race detector (needs a C compiler)
 #   make fuzz-short   every fuzz target for FUZZTIME
 #   make bench        Go benchmarks of every package
@@ -41,6 +41,8 @@ race:
 
 lint:
 	@files=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$files" || { echo "not gofmt'ed: $$files"; exit 1; }
+	@files=$$(git grep -L SPDX-License-Identifier -- '*.go' '*.s' Makefile .ci scripts bench); \
+		test -z "$$files" || { echo "no SPDX header: $$files"; exit 1; }
 	$(GO) vet -tags $(TAGS) $(PACKAGES)
 	$(GO) tool -modfile=tools/go.mod staticcheck -tags $(TAGS) $(PACKAGES)
 
