@@ -21,8 +21,7 @@ const kernelVersion = "6.12.0-demo"
 var built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // makeImage writes an image with the parts that a pull of an operating system
-// needs: a /usr tree, a kernel with its initramfs where bootc expects them, the
-// empty /boot and /sysroot, a second layer that changes the first one. The
+// needs: a /usr tree, a kernel with its initramfs where bootc expects them, the /boot and /sysroot that a boot image empties, a second layer that changes the first one. The
 // kernel is a text file; nothing here boots.
 func makeImage(layout string) error {
 	w, err := ocilayout.Create(layout)
@@ -34,6 +33,7 @@ func makeImage(layout string) error {
 		return writeEntries(tw,
 			dir("boot"), dir("etc"), dir("run"), dir("sysroot"), dir("tmp", 0o1777), dir("usr"), dir("usr/bin"),
 			dir("usr/lib"), dir("usr/lib/modules"), dir(modules), dir("var"),
+			file("boot/notes", "In the plain image only: a boot image has an empty /boot.\n"),
 			file("etc/motd", "Not yet.\n"),
 			file("usr/lib/os-release", "ID=demo\nNAME=\"Demo OS\"\nVERSION_ID=1\n"),
 			link("etc/os-release", "../usr/lib/os-release"), link("bin", "usr/bin"), link("lib", "usr/lib"),
