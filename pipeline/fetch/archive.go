@@ -5,6 +5,7 @@ package fetch
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,6 +71,13 @@ func decompressArchive(ctx context.Context, f *os.File, tempDir string) (_ *os.F
 		return f, err
 	}
 	temp, err := os.CreateTemp(tempDir, "cfs-pull-archive-")
+	if errors.Is(err, fs.ErrNotExist) { // not of the image
+		return nil, &UsageError{
+			Subject: cmp.Or(tempDir, os.TempDir()),
+			Err:     errors.New("the directory for temporary files does not exist"),
+			Hint:    "another one can be named with TMPDIR",
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
