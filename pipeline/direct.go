@@ -4,6 +4,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -145,6 +146,8 @@ func (p *pull) opened(repo *composefs.Repo, created bool) {
 	p.result.Repository = Repository{
 		Path: p.Repo, Algorithm: repo.Algorithm().String(), VerityRequired: repo.Secure(),
 	}
+	p.Log.Info("opened repository", "path", p.Repo, "created", created, "algorithm", repo.Algorithm().String(),
+		"erofs", fmt.Sprint(repo.Versions()), "verity required", repo.Secure())
 	if want := p.Formats.Versions(); p.Formats.Default != 0 && !created && !slices.Equal(want, repo.Versions()) {
 		p.warn("repository %s keeps its EROFS formats %v; %v were asked for", p.Repo, repo.Versions(), want)
 	}
@@ -202,6 +205,8 @@ func (p *pull) readManifest() (err error) {
 	if r.ConfigDigest, err = oci.ParseDigest(p.manifest.Config.Digest); err != nil {
 		return err
 	}
+	p.Log.Info("resolved image", "reference", r.CanonicalReference, "index", r.IndexDigest, "manifest", r.ManifestDigest.String(),
+		"credentials", cmp.Or(p.source.CredentialSource, "none"))
 	p.image.Tags = []string{oci.BootcTag(r.ManifestDigest)}
 	if p.Tag != "" {
 		p.image.Tags = append(p.image.Tags, p.Tag)
@@ -263,6 +268,7 @@ func (p *pull) commit(ctx context.Context) error {
 	r.ManifestVerity, r.ConfigVerity = done.ManifestStream, done.ConfigStream
 	r.Changed = done.Changed
 	r.Tag, r.Tagged = p.image.Tags[0], true
+	p.Log.Info("committed image", "tag", r.Tag, "changed", r.Changed)
 	return nil
 }
 

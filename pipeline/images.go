@@ -60,9 +60,12 @@ func (p *pull) imageIntact(id fsverity.Digest) bool {
 // buildImages builds the plain and the boot images and collects the boot
 // entries. root is the merged tree, or nil when all images are there.
 func (p *pull) buildImages(ctx context.Context, root *tree.Node) (entries []boot.Entry, err error) {
-	p.events.task(TaskBootImage, Started)
 	built := root == nil
-	if !built {
+	if built {
+		p.events.task(TaskBootImage, Skipped)
+		p.Log.Info("images are built already")
+	} else {
+		p.events.task(TaskBootImage, Started)
 		if err := p.buildPlain(root); err != nil {
 			return nil, atStage(StageImport, err)
 		}

@@ -49,6 +49,7 @@ func (p *pull) importLayers(ctx context.Context) (root *tree.Node, err error) {
 	}
 	p.result.Stats.Layers = len(layers)
 	p.result.Stats.LayersPresent = len(layers) - len(missing)
+	p.Log.Info("looked for layers", "of image", len(layers), "missing", len(missing))
 	p.announce(layers)
 	if err := p.checkSpace(missing); err != nil {
 		return nil, err

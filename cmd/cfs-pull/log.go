@@ -113,6 +113,9 @@ func appendAttr(to []string, group string, a slog.Attr) []string {
 	}
 	// Keep what others say on one line.
 	text := value.String()
+	if text == "" {
+		return to
+	}
 	if strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c == 0x7f }) {
 		text = fmt.Sprintf("%q", text)
 	}
