@@ -21,8 +21,9 @@ const kernelVersion = "6.12.0-demo"
 var built = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // makeImage writes an image with the parts that a pull of an operating system
-// needs: a /usr tree, a kernel with its initramfs where bootc expects them, the /boot and /sysroot that a boot image empties, a second layer that changes the first one. The
-// kernel is a text file; nothing here boots.
+// needs: a /usr tree, a kernel with its initramfs where bootc expects them, the
+// /boot and /sysroot that a boot image empties, a second layer that changes the
+// first one. The kernel is a text file; nothing here boots.
 func makeImage(layout string) error {
 	w, err := ocilayout.Create(layout)
 	if err != nil {
