@@ -96,6 +96,9 @@ func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
 		same, err := r.compareMeta(want)
 		return false, errors.Join(err, same)
 	}
+	if errors.Is(err, ErrVerityUnavailable) {
+		return false, err // it names the repository
+	}
 	if err != nil {
 		return false, fmt.Errorf("create repository %s: %w", r.path, err)
 	}
@@ -184,10 +187,15 @@ func writeThenReopen(w *os.File, data []byte) (*os.File, error) {
 // least begun to execute their program, and the retries of [fsverity.Enable]
 // cover the rest, as they do for forks that are not the runtime's.
 func reopen(w *os.File) (*os.File, error) {
-	f, err := os.Open("/proc/self/fd/" + strconv.Itoa(int(w.Fd())))
+	var fd int
+	err := retry(func() (err error) {
+		fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(int(w.Fd())), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("reopen file for reading: %w", err)
 	}
+	f := os.NewFile(uintptr(fd), w.Name())
 	if err := w.Close(); err != nil {
 		return nil, errors.Join(fmt.Errorf("close file: %w", err), f.Close())
 	}
