@@ -28,14 +28,21 @@ func (p *pull) imagesKnown(layers []*layer) bool {
 			return false
 		}
 	}
-	known := config.Images()
+	known, err := oci.StoredImages(p.repo, config)
+	if err != nil {
+		return false
+	}
 	for _, v := range p.repo.Versions() {
 		keys := []string{oci.ImageKey(false, v, oci.AllowlistOnly)}
 		if !p.NoBoot {
 			keys = append(keys, oci.ImageKey(true, v, oci.AllowlistOnly))
 		}
 		for _, key := range keys {
-			if id, ok := known[key]; !ok || !p.imageIntact(id) {
+			id, ok := known[key]
+			if !ok {
+				return false
+			}
+			if ok, err := p.repo.HasImage(id); err != nil || !ok {
 				return false
 			}
 		}
@@ -47,16 +54,6 @@ func (p *pull) imagesKnown(layers []*layer) bool {
 	return true
 }
 
-// imageIntact reports whether an EROFS image is stored and linked.
-func (p *pull) imageIntact(id fsverity.Digest) bool {
-	stored, err := p.repo.HasObject(id, -1)
-	if err != nil || !stored {
-		return false
-	}
-	linked, err := p.repo.HasImage(id)
-	return err == nil && linked
-}
-
 // buildImages builds the plain and the boot images and collects the boot
 // entries. root is the merged tree, or nil when all images are there.
 func (p *pull) buildImages(ctx context.Context, root *tree.Node) (entries []boot.Entry, err error) {
@@ -66,7 +63,7 @@ func (p *pull) buildImages(ctx context.Context, root *tree.Node) (entries []boot
 		p.Log.Info("images are built already")
 	} else {
 		p.events.task(TaskBootImage, Started)
-		if err := p.buildPlain(root); err != nil {
+		if err := p.buildPlain(ctx, root); err != nil {
 			return nil, atStage(StageImport, err)
 		}
 	}
@@ -86,7 +83,7 @@ func (p *pull) buildImages(ctx context.Context, root *tree.Node) (entries []boot
 		return nil, atStage(StageBootEntries, err)
 	}
 	if !built {
-		if err := p.buildBoot(root); err != nil {
+		if err := p.buildBoot(ctx, root); err != nil {
 			return nil, err
 		}
 	}
@@ -99,23 +96,26 @@ func (p *pull) buildImages(ctx context.Context, root *tree.Node) (entries []boot
 	return entries, nil
 }
 
-func (p *pull) buildPlain(root *tree.Node) error {
+func (p *pull) buildPlain(ctx context.Context, root *tree.Node) error {
 	if err := oci.Transform(root, oci.AllowlistOnly); err != nil {
 		return fmt.Errorf("image %s: %w", p.Reference, err)
 	}
-	return p.build(root, false, oci.AllowlistOnly, p.repo.Versions())
+	return p.build(ctx, root, false, oci.AllowlistOnly, p.repo.Versions())
 }
 
-func (p *pull) buildBoot(root *tree.Node) error {
+func (p *pull) buildBoot(ctx context.Context, root *tree.Node) error {
 	if err := oci.TransformBoot(root, oci.Contents{Repo: p.repo}); err != nil {
 		return atStage(StageBootEntries, fmt.Errorf("image %s: %w", p.Reference, err))
 	}
-	return atStage(StageBootImage, p.build(root, true, oci.AllowlistOnly, p.repo.Versions()))
+	return atStage(StageBootImage, p.build(ctx, root, true, oci.AllowlistOnly, p.repo.Versions()))
 }
 
 // build stores a tree as an EROFS image in each of the formats.
-func (p *pull) build(root *tree.Node, isBoot bool, mode oci.XattrMode, versions []erofs.Version) error {
+func (p *pull) build(ctx context.Context, root *tree.Node, isBoot bool, mode oci.XattrMode, versions []erofs.Version) error {
 	for _, v := range versions {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		id, err := oci.BuildImage(p.repo, root, v)
 		if err != nil {
 			return err
@@ -187,8 +187,7 @@ var bootVariants = []bootVariant{
 // checkUKIs makes sure that each unified kernel image boots this image. One
 // that was sealed for another variant of the boot image gets that variant.
 func (p *pull) checkUKIs(ctx context.Context, entries []boot.Entry) error {
-	candidates := p.bootCandidates()
-	computed := false
+	var all []boot.Candidate
 	for i := range entries {
 		e := &entries[i]
 		if e.Type != boot.UKI {
@@ -198,17 +197,15 @@ func (p *pull) checkUKIs(ctx context.Context, entries []boot.Entry) error {
 		if err != nil {
 			return fmt.Errorf("image %s: %s: %w", p.Reference, e.Path, err)
 		}
-		err = boot.CheckUKI(sections, candidates)
-		if err == nil {
+		if boot.CheckUKI(sections, p.bootCandidates()) == nil {
 			continue
 		}
-		if !computed {
-			computed = true
-			if candidates, err = p.allCandidates(ctx); err != nil {
+		if all == nil {
+			if all, err = p.allCandidates(ctx); err != nil {
 				return err
 			}
 		}
-		match, _, err := boot.MatchUKI(sections, candidates)
+		match, _, err := boot.MatchUKI(sections, all)
 		if err != nil {
 			if mismatch, ok := errors.AsType[*boot.MismatchError](err); ok {
 				mismatch.UKI = e.Path
@@ -277,14 +274,11 @@ func (p *pull) storeVariant(ctx context.Context, match boot.Candidate) error {
 		if v.candidate(match.ID) != match {
 			continue
 		}
-		if _, ok := p.image.Images[oci.ImageKey(true, v.version, v.mode)]; ok {
-			return nil
-		}
 		root, err := p.bootTree(ctx, v.mode)
 		if err != nil {
 			return err
 		}
-		return p.build(root, true, v.mode, []erofs.Version{v.version})
+		return p.build(ctx, root, true, v.mode, []erofs.Version{v.version})
 	}
 	return nil
 }

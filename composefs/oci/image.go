@@ -153,6 +153,22 @@ func (d *Document) Images() map[string]fsverity.Digest {
 	return images
 }
 
+// StoredImages are the EROFS images that a config names and whose objects are
+// in the repository.
+func StoredImages(repo *composefs.Repo, config *Document) (map[string]fsverity.Digest, error) {
+	images := config.Images()
+	for key, id := range images {
+		ok, err := repo.HasObject(id, -1)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			delete(images, key)
+		}
+	}
+	return images, nil
+}
+
 // LayerComplete reports whether the repository has the layer with that
 // diff_id: the stream's link, the stream, and every object the stream refers
 // to. It returns the stream's id when it does.
