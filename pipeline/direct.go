@@ -32,7 +32,9 @@ type pull struct {
 	source   *fetch.Image
 	manifest *oci.Manifest
 	config   *oci.Config
+	imported []*layer  // layers that this pull fetches
 	image    oci.Image // what will be committed
+	done     *oci.Committed
 }
 
 // Direct pulls an image into a composefs repository without a detour. The
@@ -75,11 +77,11 @@ func (p *pull) direct(ctx context.Context) error {
 	entries, bootErr := p.buildImages(ctx, root)
 	p.result.Stats.Seconds.Boot = time.Since(begin).Seconds()
 	if bootErr != nil && !keepsImport(bootErr) {
-		return bootErr
+		return errors.Join(bootErr, p.keepLayers())
 	}
 	// An image that cannot be booted is still a complete image.
 	if err := p.commit(ctx); err != nil {
-		return atStage(StageTag, err)
+		return errors.Join(atStage(StageTag, err), p.keepLayers())
 	}
 	if bootErr == nil && p.ExportBoot != "" {
 		bootErr = atStage(StageBootEntries, p.exportBoot(ctx, entries))
@@ -259,27 +261,26 @@ func (p *pull) warn(format string, args ...any) {
 }
 
 // commit makes the image visible.
-func (p *pull) commit(ctx context.Context) error {
-	done, err := oci.Commit(ctx, p.repo, &p.image)
-	if err != nil {
+func (p *pull) commit(ctx context.Context) (err error) {
+	if p.done, err = oci.Commit(ctx, p.repo, &p.image); err != nil {
 		return err
 	}
 	r := p.result
-	r.ManifestVerity, r.ConfigVerity = done.ManifestStream, done.ConfigStream
-	r.Changed = done.Changed
+	r.ManifestVerity, r.ConfigVerity = p.done.ManifestStream, p.done.ConfigStream
+	r.Changed = p.done.Changed
 	r.Tag, r.Tagged = p.image.Tags[0], true
 	p.Log.Info("committed image", "tag", r.Tag, "changed", r.Changed)
 	return nil
 }
 
+// untag takes back the tags that this pull wrote.
 func (p *pull) untag() error {
-	for _, tag := range p.image.Tags {
-		if err := oci.Untag(p.repo, tag); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := p.done.RevertTags(p.repo); err != nil {
+		return err
 	}
-	p.result.Tagged = false
-	return nil
+	tagged, err := p.hasTag(p.result.Tag)
+	p.result.Tagged = tagged
+	return err
 }
 
 // mergeLayers merges all layers of the image again; importLayers does so only

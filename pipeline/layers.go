@@ -47,6 +47,7 @@ func (p *pull) importLayers(ctx context.Context) (root *tree.Node, err error) {
 			missing = append(missing, l)
 		}
 	}
+	p.imported = missing
 	p.result.Stats.Layers = len(layers)
 	p.result.Stats.LayersPresent = len(layers) - len(missing)
 	p.Log.Info("looked for layers", "of image", len(layers), "missing", len(missing))
@@ -64,7 +65,7 @@ func (p *pull) importLayers(ctx context.Context) (root *tree.Node, err error) {
 	importer.Close()
 	p.addStats(importer)
 	if err != nil {
-		return nil, errors.Join(err, p.keepLayers(missing))
+		return nil, errors.Join(err, p.keepLayers())
 	}
 	for _, l := range layers {
 		p.image.Layers[l.diffID] = l.id
@@ -203,10 +204,11 @@ func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer
 	return nil
 }
 
-// keepLayers links the layers that were complete when a pull failed.
-func (p *pull) keepLayers(layers []*layer) error {
+// keepLayers links the layers that were complete when a pull failed, so that
+// the next one need not fetch them again.
+func (p *pull) keepLayers() error {
 	complete := map[oci.Digest]fsverity.Digest{}
-	for _, l := range layers {
+	for _, l := range p.imported {
 		select {
 		case <-l.done:
 			complete[l.diffID] = l.id

@@ -177,6 +177,19 @@ func TestBootImageLater(t *testing.T) {
 // addManifest puts a second manifest of the same image into a repository.
 func addManifest(t *testing.T, path string, r *pipeline.Result) oci.Digest {
 	t.Helper()
+	done := recommit(t, path, r, func(im *oci.Image) {
+		im.Manifest = append(slices.Clone(im.Manifest), '\n')
+		im.Tags = []string{"other"}
+	})
+	if done.ConfigStream != r.ConfigVerity {
+		t.Error("the config was written again although nothing changed in it")
+	}
+	return done.ManifestDigest
+}
+
+// recommit commits an image of a repository again, after change.
+func recommit(t *testing.T, path string, r *pipeline.Result, change func(*oci.Image)) *oci.Committed {
+	t.Helper()
 	repo, err := composefs.Open(t.Context(), path, composefs.OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -199,20 +212,18 @@ func addManifest(t *testing.T, path string, r *pipeline.Result) oci.Digest {
 		t.Fatal(err)
 	}
 	image := &oci.Image{
-		Manifest: append(slices.Clone(manifest.Raw), '\n'), Config: config.Raw, DiffIDs: c.DiffIDs,
-		Layers: map[oci.Digest]fsverity.Digest{}, Images: config.Images(), Tags: []string{"other"},
+		Manifest: manifest.Raw, Config: config.Raw, DiffIDs: c.DiffIDs,
+		Layers: map[oci.Digest]fsverity.Digest{}, Images: config.Images(),
 	}
 	for _, d := range c.DiffIDs {
 		image.Layers[d] = config.Refs[d.String()]
 	}
+	change(image)
 	done, err := oci.Commit(t.Context(), repo, image)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if done.ConfigStream != config.Stream {
-		t.Error("the config was written again although nothing changed in it")
-	}
-	return done.ManifestDigest
+	return done
 }
 
 // TestMissingObject removes an object behind the back of a layer's stream, as

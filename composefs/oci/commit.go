@@ -33,10 +33,18 @@ type Committed struct {
 	ManifestDigest, ConfigDigest Digest
 	ManifestStream, ConfigStream fsverity.Digest
 	Changed                      bool // something was written or tagged
+
+	moved []movedTag
 }
 
-// maxRaces is how often Commit starts again because another process linked the
-// same layer first.
+// movedTag is a tag that Commit wrote.
+type movedTag struct {
+	ref      string
+	from, to string // streams; from is empty when the tag is new
+}
+
+// maxRaces is how often Commit starts again because another process linked
+// something of the same image first.
 const maxRaces = 8
 
 // Commit writes the config and the manifest and makes an image visible. The
@@ -62,22 +70,27 @@ func Commit(ctx context.Context, repo *composefs.Repo, im *Image) (*Committed, e
 			return c, c.tag(repo, tags)
 		}
 	}
-	return nil, errors.New("commit image: other processes kept linking the same layers; try again")
+	return nil, errors.New("commit image: other processes kept linking the same image; try again")
 }
 
-// commit is one attempt; raced says that a layer was linked by another process
-// under another id, so that config and manifest must name that one.
+// commit is one attempt; raced says that another process linked a layer under
+// another id, which config and manifest must name, or changed the config or a
+// manifest since they were read.
 func (c *Committed) commit(ctx context.Context, repo *composefs.Repo, im *Image) (raced bool, err error) {
+	config, manifest := ConfigStream(c.ConfigDigest), ManifestStream(c.ManifestDigest)
+	before := map[string]fsverity.Digest{config: streamID(repo, config), manifest: streamID(repo, manifest)}
 	old, err := existing(OpenConfig(repo, c.ConfigDigest))
 	if err != nil {
 		return false, err
 	}
-	images := im.Images
+	images := map[string]fsverity.Digest{}
 	if old != nil {
 		// Images of other versions and modes stay.
-		images = old.Images()
-		maps.Copy(images, im.Images)
+		if images, err = StoredImages(repo, old); err != nil {
+			return false, err
+		}
 	}
+	maps.Copy(images, im.Images)
 	layers := layerRefs(im.DiffIDs, im.Layers)
 	c.ConfigStream, err = replaceDocument(repo, splitstream.Config, old, im.Config, append(layers, imageRefs(images)...))
 	if err != nil {
@@ -92,19 +105,22 @@ func (c *Committed) commit(ctx context.Context, repo *composefs.Repo, im *Image)
 	if err != nil {
 		return false, fmt.Errorf("write manifest: %w", err)
 	}
-	others, err := rewriteManifests(repo, c, old)
-	if err != nil {
+	after := map[string]fsverity.Digest{config: c.ConfigStream, manifest: c.ManifestStream}
+	if err := c.rewriteManifests(repo, before, after); err != nil {
 		return false, err
 	}
-	if err := ctx.Err(); err != nil {
+	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
-	if c.linked(repo, im, images) {
-		return false, nil
+	if !c.Changed && !linked(repo, im.Layers, images, after) {
+		c.Changed = true
 	}
-	c.Changed = true
-	if err := repo.SyncFS(); err != nil {
-		return false, fmt.Errorf("flush objects: %w", err)
+	// What is linked already is linked again, which costs nothing and makes
+	// SyncLinks flush it: who linked it may not have come that far.
+	if c.Changed {
+		if err := repo.SyncFS(); err != nil {
+			return false, fmt.Errorf("flush objects: %w", err)
+		}
 	}
 	if raced, err := linkLayers(repo, im.Layers); raced || err != nil {
 		return raced, err
@@ -114,23 +130,38 @@ func (c *Committed) commit(ctx context.Context, repo *composefs.Repo, im *Image)
 			return false, err
 		}
 	}
-	if err := repo.LinkStream(ConfigStream(c.ConfigDigest), c.ConfigStream); err != nil {
+	for name, id := range before {
+		if streamID(repo, name) != id {
+			return true, nil // what it says now would be lost
+		}
+	}
+	if err := repo.LinkStream(config, c.ConfigStream); err != nil {
 		return false, err
 	}
-	others[ManifestStream(c.ManifestDigest)] = c.ManifestStream
-	for _, name := range slices.Sorted(maps.Keys(others)) {
-		if err := repo.LinkStream(name, others[name]); err != nil {
+	delete(after, config)
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		if err := repo.LinkStream(name, after[name]); err != nil {
 			return false, err
 		}
 	}
 	return false, repo.SyncLinks()
 }
 
+// streamID is what a stream's link leads to; zero when that cannot be told.
+func streamID(repo *composefs.Repo, name string) fsverity.Digest {
+	id, err := repo.StreamID(name)
+	if err != nil {
+		return fsverity.Digest{}
+	}
+	return id
+}
+
 // existing passes on a document, or nil when the repository does not have it or
 // has a broken one, which is to be written anew.
 func existing(doc *Document, err error) (*Document, error) {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrIntegrity) || errors.Is(err, composefs.ErrIntegrity) ||
-		errors.Is(err, splitstream.ErrFormat) || errors.Is(err, ErrMalformed) {
+		errors.Is(err, splitstream.ErrFormat) || errors.Is(err, splitstream.ErrContentType) ||
+		errors.Is(err, ErrMalformed) || errors.Is(err, ErrTooLarge) {
 		return nil, nil
 	}
 	return doc, err
@@ -151,16 +182,14 @@ func replaceDocument(repo *composefs.Repo, ct splitstream.ContentType, old *Docu
 	return writeDocument(repo, ct, raw, refs)
 }
 
-// rewriteManifests writes anew the other manifests that name the config's old
-// stream. Garbage collection finds a config only by an id that is linked.
-func rewriteManifests(repo *composefs.Repo, c *Committed, old *Document) (map[string]fsverity.Digest, error) {
-	written := map[string]fsverity.Digest{}
-	if old == nil || old.Stream == c.ConfigStream {
-		return written, nil
-	}
+// rewriteManifests writes anew the other manifests that name the config by
+// another stream. Garbage collection finds a config only by an id that is
+// linked. What the manifests' links lead to is noted in before, and in after
+// what they are to lead to.
+func (c *Committed) rewriteManifests(repo *composefs.Repo, before, after map[string]fsverity.Digest) error {
 	names, err := repo.StreamNames()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	key := configRef + c.ConfigDigest.String()
 	for _, name := range names {
@@ -173,8 +202,11 @@ func rewriteManifests(repo *composefs.Repo, c *Committed, old *Document) (map[st
 			continue
 		}
 		m, err := OpenManifest(repo, d)
-		if err != nil || m.Refs[key] != old.Stream {
-			continue // broken, which is for fsck to say, or another image's
+		if err != nil {
+			continue // broken, which is for fsck to say
+		}
+		if config, ok := m.Refs[key]; !ok || config == c.ConfigStream {
+			continue
 		}
 		refs := []ref{{key, c.ConfigStream}}
 		for _, other := range slices.Sorted(maps.Keys(m.Refs)) {
@@ -182,25 +214,24 @@ func rewriteManifests(repo *composefs.Repo, c *Committed, old *Document) (map[st
 				refs = append(refs, ref{other, m.Refs[other]})
 			}
 		}
-		written[name], err = writeDocumentStream(repo, splitstream.Manifest, m.Object, uint64(len(m.Raw)), refs)
+		before[name] = m.Stream
+		after[name], err = writeDocumentStream(repo, splitstream.Manifest, m.Object, uint64(len(m.Raw)), refs)
 		if err != nil {
-			return nil, fmt.Errorf("write manifest %s: %w", d, err)
+			return fmt.Errorf("write manifest %s: %w", d, err)
 		}
 	}
-	return written, nil
+	return nil
 }
 
 // linked reports whether everything but the tags is visible already.
-func (c *Committed) linked(repo *composefs.Repo, im *Image, images map[string]fsverity.Digest) bool {
-	want := map[string]fsverity.Digest{
-		ConfigStream(c.ConfigDigest):     c.ConfigStream,
-		ManifestStream(c.ManifestDigest): c.ManifestStream,
+func linked(repo *composefs.Repo, layers map[Digest]fsverity.Digest, images, documents map[string]fsverity.Digest) bool {
+	for name, id := range documents {
+		if streamID(repo, name) != id {
+			return false
+		}
 	}
-	for d, id := range im.Layers {
-		want[LayerStream(d)] = id
-	}
-	for name, id := range want {
-		if got, err := repo.StreamID(name); err != nil || got != id {
+	for d, id := range layers {
+		if streamID(repo, LayerStream(d)) != id {
 			return false
 		}
 	}
@@ -244,31 +275,48 @@ func LinkLayers(repo *composefs.Repo, layers map[Digest]fsverity.Digest) error {
 
 // tag writes the tags that do not lead to the manifest yet.
 func (c *Committed) tag(repo *composefs.Repo, tags map[string]string) error {
-	wrote := false
 	for _, name := range slices.Sorted(maps.Keys(tags)) {
-		if target, err := repo.StreamRef(name); err == nil && target == tags[name] {
-			continue
+		to := tags[name]
+		from, err := repo.StreamRef(name)
+		if err != nil {
+			from = "" // none, or none to go back to
 		}
-		if err := repo.SetStreamRef(name, tags[name]); err != nil {
+		if from != to && !c.Changed {
+			// Nothing was written here, but others may have written the image
+			// without waiting for the disk.
+			if err := repo.SyncFS(); err != nil {
+				return fmt.Errorf("flush image: %w", err)
+			}
+			c.Changed = true
+		}
+		if err := repo.SetStreamRef(name, to); err != nil {
 			return fmt.Errorf("tag image: %w", err)
 		}
-		wrote = true
+		if from != to {
+			c.moved = append(c.moved, movedTag{ref: name, from: from, to: to})
+		}
 	}
-	if !wrote {
-		return nil
-	}
-	c.Changed = true
 	return repo.SyncLinks()
 }
 
-// Untag removes a tag; one that is not there is no error.
-func Untag(repo *composefs.Repo, tag string) error {
-	name, err := EncodeTag(tag)
-	if err != nil {
-		return err
+// RevertTags makes the tags that Commit wrote lead to where they led before.
+// Tags that it found in place stay: they may keep an image that is in use.
+func (c *Committed) RevertTags(repo *composefs.Repo) error {
+	for _, m := range c.moved {
+		if now, err := repo.StreamRef(m.ref); err != nil || now != m.to {
+			continue // somebody else's by now
+		}
+		err := error(fs.ErrNotExist)
+		if m.from != "" {
+			err = repo.SetStreamRef(m.ref, m.from)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = repo.RemoveStreamRef(m.ref)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("revert tag: %w", err)
+		}
 	}
-	if err := repo.RemoveStreamRef(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	c.moved = nil
 	return repo.SyncLinks()
 }

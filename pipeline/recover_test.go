@@ -1,0 +1,207 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package pipeline_test
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/cfs-pull/cfs-pull/composefs"
+	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/internal/ocilayout"
+	"github.com/cfs-pull/cfs-pull/internal/repodump"
+	"github.com/cfs-pull/cfs-pull/pipeline"
+)
+
+func links(t *testing.T, repo string) map[string]string {
+	t.Helper()
+	dump, err := repodump.Dump(repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dump.Links
+}
+
+// TestUntagOnError makes sure that a pull takes back only what it tagged: the
+// tags of before may keep what the machine runs.
+func TestUntagOnError(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "layout")
+	if err := noBootLayout(dir, "os"); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(t.TempDir(), "layout")
+	if err := noBootLayout(other, "next"); err != nil {
+		t.Fatal(err)
+	}
+	o := pullOptions(newRepo(t, composefs.InitOptions{}), "oci:"+dir+":os")
+	o.Tag = "os"
+	mustPull(t, o)
+	before := links(t, o.Repo)
+
+	o.AllowNoBoot, o.UntagOnError = false, true
+	result, err := pipeline.Direct(t.Context(), o)
+	if !errors.Is(err, pipeline.ErrNoBootEntries) {
+		t.Fatalf("pull: %v", err)
+	}
+	if diff := cmp.Diff(before, links(t, o.Repo)); diff != "" {
+		t.Errorf("tags of an earlier pull were changed:\n%s", diff)
+	}
+	if !result.Tagged {
+		t.Error("the image is still tagged, the result says it is not")
+	}
+
+	o.Reference = "oci:" + other + ":next"
+	result, err = pipeline.Direct(t.Context(), o)
+	if !errors.Is(err, pipeline.ErrNoBootEntries) {
+		t.Fatalf("pull: %v", err)
+	}
+	if result.Tagged {
+		t.Error("the image is not tagged, the result says it is")
+	}
+	for name, target := range links(t, o.Repo) {
+		if strings.HasPrefix(name, "streams/refs/") && before[name] != target {
+			t.Errorf("%s leads to %s, before it was %q", name, target, before[name])
+		}
+		delete(before, name)
+	}
+	if len(before) > 0 {
+		t.Errorf("links are gone: %v", before)
+	}
+}
+
+// noBootLayout writes an image with nothing to boot.
+func noBootLayout(dir, name string) error {
+	w, err := ocilayout.Create(dir)
+	if err != nil {
+		return err
+	}
+	err = w.AddLayer(ocilayout.Gzip, func(tw *tar.Writer) error {
+		for _, d := range []string{"usr/", "usr/" + name, "boot/", "sysroot/"} {
+			if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return errors.Join(err, w.Finish(name, v1.ImageConfig{}))
+}
+
+// TestLayersAreKept makes sure that layers are not fetched again because a
+// later stage failed or was interrupted.
+func TestLayersAreKept(t *testing.T) {
+	wantLayers := func(t *testing.T, repo string, n int) {
+		t.Helper()
+		names := slices.Sorted(maps.Keys(links(t, repo)))
+		for _, name := range names {
+			if !strings.HasPrefix(name, "streams/oci-layer-") {
+				t.Errorf("%s was written", name)
+			}
+		}
+		if len(names) != n {
+			t.Errorf("there are the links %v, want %d layers", names, n)
+		}
+	}
+	t.Run("image without /usr", func(t *testing.T) {
+		repo := newRepo(t, composefs.InitOptions{})
+		_, err := pipeline.Direct(t.Context(), pullOptions(repo, "oci:"+filepath.Join(ociVectors(t), "layout")+":bad-no-usr"))
+		if !errors.Is(err, oci.ErrMalformed) {
+			t.Fatalf("pull: %v", err)
+		}
+		wantLayers(t, repo, 1)
+	})
+	t.Run("interrupted while images are built", func(t *testing.T) {
+		o := pullOptions(newRepo(t, composefs.InitOptions{}), "oci:"+randomLayers(t, 2, 100<<10)+":latest")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		stop := errors.New("stopped by the test")
+		o.Events = func(e pipeline.Event) {
+			if e.Task == pipeline.TaskBootImage {
+				cancel(stop)
+			}
+		}
+		result, err := pipeline.Direct(ctx, o)
+		if !errors.Is(err, stop) {
+			t.Fatalf("pull: %v", err)
+		}
+		if result.Tagged || result.Image != nil {
+			t.Errorf("the pull went on after the interruption: %+v", result)
+		}
+		wantLayers(t, o.Repo, 2)
+	})
+}
+
+// TestLostImage makes sure that a config that names an EROFS image which is
+// gone does not pass that on.
+func TestLostImage(t *testing.T) {
+	o := pullOptions(newRepo(t, composefs.InitOptions{}), "oci:"+filepath.Join(ociVectors(t), "layout")+":boot-modules")
+	first := mustPull(t, o)
+	want := links(t, o.Repo)
+	lost := fsverity.Sum(fsverity.SHA512, []byte("lost"))
+	recommit(t, o.Repo, first, func(im *oci.Image) { im.Images["composefs.image"] = lost })
+	if err := os.Remove(filepath.Join(o.Repo, "images", lost.String())); err != nil {
+		t.Fatal(err)
+	}
+	again := mustPull(t, o)
+	dump, err := repodump.Dump(o.Repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := dump.Streams[oci.ConfigStream(again.ConfigDigest)].Named["composefs.image"]; ok {
+		t.Errorf("the config still names the lost image %s", got)
+	}
+	if diff := cmp.Diff(want, dump.Links); diff != "" {
+		t.Errorf("links differ (-want +got):\n%s", diff)
+	}
+	if third := mustPull(t, o); third.Changed {
+		t.Error("the third pull changed something")
+	}
+}
+
+// TestInterruptedRewrite pulls after a crash between the link of a config and
+// those of the manifests that name it: all of them must follow.
+func TestInterruptedRewrite(t *testing.T) {
+	o := pullOptions(newRepo(t, composefs.InitOptions{}), "oci:"+filepath.Join(ociVectors(t), "layout")+":boot-modules")
+	o.NoBoot = true
+	first := mustPull(t, o)
+	manifests := map[oci.Digest]string{first.ManifestDigest: "", addManifest(t, o.Repo, first): ""}
+	link := func(d oci.Digest) string { return filepath.Join(o.Repo, "streams", oci.ManifestStream(d)) }
+	for d := range manifests {
+		target, err := os.Readlink(link(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifests[d] = target
+	}
+	o.NoBoot = false
+	mustPull(t, o)
+	for d, target := range manifests {
+		if err := errors.Join(os.Remove(link(d)), os.Symlink(target, link(d))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if result := mustPull(t, o); !result.Changed {
+		t.Error("nothing was repaired")
+	}
+	dump, err := repodump.Dump(o.Repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := oci.ConfigStream(first.ConfigDigest)
+	for d := range manifests {
+		if got := dump.Streams[oci.ManifestStream(d)].Named["config:"+first.ConfigDigest.String()]; got != config {
+			t.Errorf("manifest %s names config %q, want %s", d, got, config)
+		}
+	}
+}
