@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path/filepath"
 	"slices"
 
@@ -194,7 +195,8 @@ func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer
 		if err == nil {
 			break
 		}
-		if try >= layerRetries || !fetch.IsRetryable(err) {
+		// An archive that ends too early is no broken transfer.
+		if try >= layerRetries || errors.Is(err, oci.ErrMalformed) || !fetch.IsRetryable(err) {
 			return err
 		}
 		p.Log.Warn("fetching a layer again", "layer", d.Digest, "error", err)
@@ -267,11 +269,11 @@ func (p *pull) checkSpace(missing []*layer) error {
 	if p.MinFree < 0 {
 		reserve = min(max(size/100, 512<<20), size/20)
 	}
-	var need uint64
+	var compressed int64 // cannot overflow, see [oci.ParseManifest]
 	for _, l := range missing {
-		need += uint64(max(p.manifest.Layers[l.index].Size, 0))
+		compressed += p.manifest.Layers[l.index].Size
 	}
-	need = uint64(float64(need)*expansion) + reserve
+	need := uint64(min(float64(compressed)*expansion, math.MaxInt64)) + reserve
 	if need > free {
 		return &SpaceError{Path: p.Repo, Available: free, Required: need, Reserve: reserve}
 	}

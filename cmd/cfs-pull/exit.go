@@ -5,7 +5,9 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"net/http"
 
 	"golang.org/x/sys/unix"
 
@@ -88,6 +90,10 @@ func classify(err error) failure {
 		return failure{exitOther, "malformed-image", ""}
 	case is[*fetch.UnsupportedError](err):
 		return failure{exitOther, "unsupported-image", ""}
+	case is[x509.UnknownAuthorityError](err):
+		return failure{exitOther, "certificate", "the registry's certificate authority can be put into a directory for --cert-dir, as *.crt"}
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return failure{exitOther, "plain-http", "plain HTTP has to be allowed for this registry: insecure = true in registries.conf, or --tls-verify=false"}
 	case errors.Is(err, context.DeadlineExceeded):
 		return failure{exitOther, "timeout", ""}
 	}
