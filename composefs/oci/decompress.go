@@ -93,14 +93,14 @@ func newDecompressor(blob io.Reader, limits Limits) (*decompressor, error) {
 	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
 		z, err := gzip.NewReader(buffered)
 		if err != nil {
-			return nil, fmt.Errorf("read gzip header: %w: %w", ErrMalformed, err)
+			return nil, d.malformed("read gzip header", err)
 		}
 		d.out, d.close = z, func() { _ = z.Close() }
 	case len(magic) == 4 && isZstd(magic):
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 		if err != nil {
-			return nil, fmt.Errorf("read zstd header: %w: %w", ErrMalformed, err)
+			return nil, d.malformed("read zstd header", err)
 		}
 		d.out, d.close = z, z.Close
 	default:
@@ -126,11 +126,19 @@ func (d *decompressor) Read(p []byte) (int, error) {
 		return n, fmt.Errorf("%w: %d bytes expand to more than %d, a ratio above %d; allow it with --max-compression-ratio",
 			ErrTooLarge, d.in.n, d.n, d.limits.MaxRatio)
 	}
-	if err != nil && !errors.Is(err, io.EOF) && d.in.err == nil {
-		// The blob was read well, so what it holds is at fault.
-		err = fmt.Errorf("decompress layer: %w: %w", ErrMalformed, err)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = d.malformed("decompress layer", err)
 	}
 	return n, err
+}
+
+// malformed marks an error of the decoder, unless it comes from reading the
+// blob.
+func (d *decompressor) malformed(verb string, err error) error {
+	if d.in.err != nil {
+		return fmt.Errorf("%s: %w", verb, d.in.err)
+	}
+	return fmt.Errorf("%s: %w: %w", verb, ErrMalformed, err)
 }
 
 // Close releases the decoder. It does not close the blob.

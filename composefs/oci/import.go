@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
 	"github.com/cfs-pull/cfs-pull/fsverity"
@@ -57,14 +59,43 @@ type segment struct {
 const (
 	segmentSize  = 64 << 10  // inline bytes collected before they are passed on
 	segmentCount = 1024      // segments on their way in a layer
+	segmentBytes = 4 << 20   // their inline bytes
 	largePiece   = 128 << 10 // bytes of a large file passed on at once
 )
 
+// segments is the queue between the framer of a layer and its splitstream.
+type segments struct {
+	queue  chan segment
+	inline *semaphore.Weighted
+}
+
+func newSegments() *segments {
+	return &segments{queue: make(chan segment, segmentCount), inline: semaphore.NewWeighted(segmentBytes)}
+}
+
+// weight is what a segment counts of segmentBytes.
+func (s segment) weight() int64 { return min(int64(len(s.inline)), segmentBytes) }
+
+func (q *segments) send(ctx context.Context, s segment) error {
+	if err := q.inline.Acquire(ctx, s.weight()); err != nil {
+		return context.Cause(ctx)
+	}
+	select {
+	case q.queue <- s:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // ImportLayer stores a layer and returns the id of its splitstream. The layer
 // is not linked: no name leads to it yet. open returns the layer's blob, which
-// may be compressed and is read to its end. A layer whose uncompressed bytes do
-// not have the digest diffID is an error, and then no stream of it is stored.
+// may be compressed and is read to its end; reading ends when the context ends
+// that open was called with. A layer whose uncompressed bytes do not have the
+// digest diffID is an error, and then no stream of it is stored.
 func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) (io.ReadCloser, error), diffID Digest) (_ fsverity.Digest, err error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	blob, err := open(ctx)
 	if err != nil {
 		return fsverity.Digest{}, err
@@ -74,7 +105,7 @@ func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) 
 			err = closeErr
 		}
 	}()
-	id, err := im.importBlob(ctx, blob, diffID)
+	id, err := im.importBlob(ctx, stop, blob, diffID)
 	if errors.Is(err, ErrMalformed) && ctx.Err() == nil {
 		// A blob that is not what its digest says breaks the rules of tar, too.
 		// Its end tells which it is.
@@ -85,7 +116,9 @@ func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) 
 	return id, err
 }
 
-func (im *Importer) importBlob(ctx context.Context, blob io.Reader, diffID Digest) (fsverity.Digest, error) {
+// importBlob is ImportLayer for an open blob. It calls stop when there is no
+// use in reading the blob further.
+func (im *Importer) importBlob(ctx context.Context, stop context.CancelCauseFunc, blob io.Reader, diffID Digest) (fsverity.Digest, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	plain, err := newDecompressor(blob, im.limits)
@@ -97,12 +130,12 @@ func (im *Importer) importBlob(ctx context.Context, blob io.Reader, diffID Diges
 	in := newReadAhead(ctx, plain, func(b []byte) { hash.Write(b) })
 	defer in.Close()
 
-	segments := make(chan segment, segmentCount)
+	out := newSegments()
 	var frameErr error
 	var framer sync.WaitGroup
 	framer.Go(func() {
-		defer close(segments)
-		frameErr = malformed(im.frame(ctx, in, segments))
+		defer close(out.queue)
+		frameErr = malformed(im.frame(ctx, in, out))
 		if frameErr == nil {
 			if got := digestFromSum(hash.Sum(nil)); got != diffID {
 				frameErr = fmt.Errorf("%w: the uncompressed layer has digest %s, the config says %s", ErrIntegrity, got, diffID)
@@ -114,17 +147,20 @@ func (im *Importer) importBlob(ctx context.Context, blob io.Reader, diffID Diges
 	})
 	id, err := im.repo.WriteStream(splitstream.Layer, func(w *splitstream.Writer) error {
 		defer func() { im.Stats.BytesInlined.Add(int64(w.InlineBytes())) }()
-		return im.assemble(ctx, w, segments)
+		return im.assemble(ctx, w, out)
 	})
 	if err != nil {
 		cancel(err)
+		if !errors.Is(err, ErrMalformed) {
+			stop(err) // the framer may be waiting for the blob
+		}
 	}
 	framer.Wait()
-	// What ended the framer is nearer to the cause than what followed from it.
-	if frameErr != nil && !errors.Is(frameErr, context.Canceled) {
-		return fsverity.Digest{}, frameErr
+	if err != nil || frameErr != nil {
+		// Whatever ended the context is the cause, and the rest followed.
+		return fsverity.Digest{}, context.Cause(ctx)
 	}
-	return id, err
+	return id, nil
 }
 
 // malformed marks the errors of the tar framer that are about the archive and
@@ -137,9 +173,11 @@ func malformed(err error) error {
 }
 
 // assemble writes segments to the splitstream in their order.
-func (im *Importer) assemble(ctx context.Context, w *splitstream.Writer, segments <-chan segment) error {
-	for s := range segments {
-		if _, err := w.Write(s.inline); err != nil {
+func (im *Importer) assemble(ctx context.Context, w *splitstream.Writer, in *segments) error {
+	for s := range in.queue {
+		_, err := w.Write(s.inline)
+		in.inline.Release(s.weight())
+		if err != nil {
 			return err
 		}
 		if s.file == nil {
@@ -153,21 +191,13 @@ func (im *Importer) assemble(ctx context.Context, w *splitstream.Writer, segment
 			return err
 		}
 	}
-	// The framer closes segments also when it fails.
+	// The framer closes the queue also when it fails.
 	return context.Cause(ctx)
 }
 
 // frame cuts the tar into segments and hands the files to the store.
-func (im *Importer) frame(ctx context.Context, in io.Reader, out chan<- segment) error {
+func (im *Importer) frame(ctx context.Context, in io.Reader, out *segments) error {
 	var inline []byte
-	send := func(s segment) error {
-		select {
-		case out <- s:
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 	collect := func(b []byte) error {
 		inline = append(inline, b...)
 		if len(inline) < segmentSize {
@@ -175,7 +205,7 @@ func (im *Importer) frame(ctx context.Context, in io.Reader, out chan<- segment)
 		}
 		s := segment{inline: inline}
 		inline = nil
-		return send(s)
+		return out.send(ctx, s)
 	}
 	tar := tarraw.NewReader(in, collect, tarraw.Limits{})
 	large := newLargeStore(im.store)
@@ -183,7 +213,7 @@ func (im *Importer) frame(ctx context.Context, in io.Reader, out chan<- segment)
 	for entries := 0; ; entries++ {
 		e, err := tar.Next()
 		if errors.Is(err, io.EOF) {
-			return send(segment{inline: inline})
+			return out.send(ctx, segment{inline: inline})
 		}
 		if err != nil {
 			return err
@@ -194,18 +224,19 @@ func (im *Importer) frame(ctx context.Context, in io.Reader, out chan<- segment)
 		if !e.External() {
 			continue
 		}
-		p := newPromise()
-		if e.Size <= smallFile {
-			err = im.storeSmall(ctx, tar, e, p)
-		} else {
-			err = large.put(ctx, tar, e, p)
-		}
-		if err != nil {
+		// The segment goes first, so that a file that cannot be stored is
+		// noticed before the rest of it is read.
+		s := segment{inline: inline, file: newPromise(), size: e.Size}
+		inline = nil
+		if err := out.send(ctx, s); err != nil {
 			return err
 		}
-		s := segment{inline: inline, file: p, size: e.Size}
-		inline = nil
-		if err := send(s); err != nil {
+		if e.Size <= smallFile {
+			err = im.storeSmall(ctx, tar, e, s.file)
+		} else {
+			err = large.put(ctx, tar, e, s.file)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 )
 
 // Media types this package knows.
@@ -79,6 +80,7 @@ func ParseManifest(raw []byte) (*Manifest, error) {
 	if len(m.Layers) > MaxLayers {
 		return nil, fmt.Errorf("parse manifest: %w: %d layers, at most %d are accepted", ErrMalformed, len(m.Layers), MaxLayers)
 	}
+	var total int64
 	for i, l := range m.Layers {
 		if !layerMediaTypes[l.MediaType] {
 			return nil, fmt.Errorf("parse manifest: layer %d: %w: media type %q is not a tar layer", i+1, ErrMalformed, l.MediaType)
@@ -86,9 +88,10 @@ func ParseManifest(raw []byte) (*Manifest, error) {
 		if _, err := ParseDigest(l.Digest); err != nil {
 			return nil, fmt.Errorf("parse manifest: layer %d: %w: %w", i+1, ErrMalformed, err)
 		}
-		if l.Size < 0 {
+		if l.Size < 0 || l.Size > math.MaxInt64-total {
 			return nil, fmt.Errorf("parse manifest: layer %d: %w: size %d", i+1, ErrMalformed, l.Size)
 		}
+		total += l.Size
 	}
 	return &m, nil
 }

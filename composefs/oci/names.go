@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/cfs-pull/cfs-pull/erofs"
 )
@@ -108,8 +109,8 @@ func EncodeTag(tag string) (string, error) {
 		return "", fmt.Errorf("tag %q: a tag must not begin with @", tag)
 	}
 	name := strings.NewReplacer("%", "%25", "/", "%2F").Replace(tag)
-	if name == "" || name == "." || name == ".." || strings.IndexByte(name, 0) >= 0 || len(name) > maxName {
-		return "", fmt.Errorf("tag %q cannot be a file name of at most %d bytes", tag, maxName)
+	if name == "" || name == "." || name == ".." || strings.IndexByte(name, 0) >= 0 || len(name) > maxName || !utf8.ValidString(name) {
+		return "", fmt.Errorf("tag %q cannot be a UTF-8 file name of at most %d bytes", tag, maxName)
 	}
 	return tagPrefix + name, nil
 }

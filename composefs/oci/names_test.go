@@ -33,7 +33,7 @@ func TestTagCodec(t *testing.T) {
 	if got := DecodeTag("a%2fb%zz"); got != "a%2fb%zz" {
 		t.Errorf("unknown escapes became %q", got)
 	}
-	for _, tag := range []string{"", ".", "..", "@sha256:abc", "a\x00b", strings.Repeat("a", 256), strings.Repeat("/", 86)} {
+	for _, tag := range []string{"", ".", "..", "@sha256:abc", "a\x00b", "a\xff", strings.Repeat("a", 256), strings.Repeat("/", 86)} {
 		if name, err := EncodeTag(tag); err == nil {
 			t.Errorf("EncodeTag(%q) = %q, want an error", tag, name)
 		}

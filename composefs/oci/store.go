@@ -5,6 +5,7 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -158,35 +159,48 @@ type largeFile struct {
 	p      *promise
 }
 
+// errCutShort reports a large file whose pieces ended too early.
+var errCutShort = errors.New("file cut short")
+
 // storeLarge writes and hashes one large file. It returns when pieces is
-// closed.
+// closed, but an error is known at once.
 func (s *objectStore) storeLarge(f *largeFile) {
-	temp, err := s.repo.CreateTemp()
-	hasher := fsverity.NewHasher(s.repo.Algorithm())
-	for piece := range f.pieces {
-		if err == nil {
-			_, _ = hasher.Write(piece)
-			_, err = temp.File().Write(piece)
-		}
-		s.release(piece)
-	}
+	id, err := s.writeLarge(f)
 	switch {
+	case errors.Is(err, errCutShort):
+		return // whoever did that ends those who wait
 	case err != nil:
 		err = fmt.Errorf("store file: %w", err)
-	case !f.whole:
-		err = context.Canceled
 	}
+	f.p.resolve(id, err)
+	for piece := range f.pieces { // those that an error left
+		s.release(piece)
+	}
+}
+
+func (s *objectStore) writeLarge(f *largeFile) (fsverity.Digest, error) {
+	temp, err := s.repo.CreateTemp()
 	if err != nil {
-		if temp != nil {
-			temp.Discard()
+		return fsverity.Digest{}, err
+	}
+	defer temp.Discard()
+	hasher := fsverity.NewHasher(s.repo.Algorithm())
+	for piece := range f.pieces {
+		_, _ = hasher.Write(piece)
+		_, err := temp.File().Write(piece)
+		s.release(piece)
+		if err != nil {
+			return fsverity.Digest{}, err
 		}
-		f.p.resolve(fsverity.Digest{}, err)
-		return
+	}
+	if !f.whole {
+		return fsverity.Digest{}, errCutShort
 	}
 	id := hasher.Sum()
 	outcome, err := s.repo.Commit(temp, id)
-	if err == nil {
-		s.count(outcome, int64(hasher.Size()))
+	if err != nil {
+		return fsverity.Digest{}, err
 	}
-	f.p.resolve(id, err)
+	s.count(outcome, int64(hasher.Size()))
+	return id, nil
 }
