@@ -125,16 +125,18 @@ func TestLinkStreamOnce(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *Repo) {
 		object, _, err := r.Put([]byte("object"))
 		must(t, err)
-		a := check(r.WriteStream(0, func(w *splitstream.Writer) error { return w.External(object, 6) }))(t)
-		b := check(r.WriteStream(0, fillWith("b")))(t)
+		a := check(r.WriteStream(splitstream.Layer, func(w *splitstream.Writer) error { return w.External(object, 6) }))(t)
+		b := check(r.WriteStream(splitstream.Layer, fillWith("b")))(t)
+		config := check(r.WriteStream(splitstream.Config, fillWith("config")))(t)
 		for _, tt := range []struct{ id, winner fsverity.Digest }{{a, a}, {b, a}, {a, a}} {
-			if got, err := r.LinkStreamOnce("layer", tt.id); got != tt.winner || err != nil {
+			if got, err := r.LinkStreamOnce("layer", tt.id, splitstream.Any); got != tt.winner || err != nil {
 				t.Errorf("winner %s, %v; want %s", got, err, tt.winner)
 			}
 		}
-		// Neither a stream that misses an object, nor a missing or empty
-		// stream, nor a strange target stays.
+		// Neither a stream of another type, nor one that misses an object, nor
+		// a missing or empty stream, nor a strange target stays.
 		spoil := map[string]func(){
+			"another type":   func() { must(t, r.LinkStream("layer", config)) },
 			"object missing": func() { must(t, os.Remove(objectPath(r, object))) },
 			"stream empty": func() {
 				must(t, os.Remove(objectPath(r, a)))
@@ -146,10 +148,10 @@ func TestLinkStreamOnce(t *testing.T) {
 				must(t, os.Symlink("nowhere", r.Path()+"/streams/layer"))
 			},
 		}
-		for _, name := range []string{"object missing", "stream empty", "stream missing", "strange target"} {
+		for _, name := range []string{"another type", "object missing", "stream empty", "stream missing", "strange target"} {
 			must(t, r.LinkStream("layer", a))
 			spoil[name]()
-			if got, err := r.LinkStreamOnce("layer", b); got != b || err != nil {
+			if got, err := r.LinkStreamOnce("layer", b, splitstream.Layer); got != b || err != nil {
 				t.Errorf("%s: winner %s, %v; want %s", name, got, err, b)
 			}
 			if got := check(r.StreamID("layer"))(t); got != b {
@@ -169,7 +171,7 @@ func TestLinkStreamOnceRace(t *testing.T) {
 			for i := range 20 {
 				id, err := r.WriteStream(0, fillWith(fmt.Sprint(g, i)))
 				if err == nil {
-					id, err = r.LinkStreamOnce(fmt.Sprint(i), id)
+					id, err = r.LinkStreamOnce(fmt.Sprint(i), id, splitstream.Any)
 				}
 				if err != nil {
 					t.Error(err)
@@ -258,7 +260,7 @@ func TestNames(t *testing.T) {
 	must(t, r.SetStreamRef(long, long))
 	for _, name := range []string{"", ".", "..", "refs", "a/b", "/", "../objects", "a\x00b", "\xff", long + "x"} {
 		_, idErr := r.StreamID(name)
-		_, onceErr := r.LinkStreamOnce(name, id)
+		_, onceErr := r.LinkStreamOnce(name, id, splitstream.Any)
 		for i, err := range []error{idErr, onceErr, r.LinkStream(name, id), r.SetStreamRef("x", name)} {
 			if !errors.Is(err, ErrBadName) {
 				t.Errorf("%q as stream, %d: %v", name, i, err)

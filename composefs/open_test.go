@@ -203,7 +203,7 @@ func TestReadOnly(t *testing.T) {
 		_, putErr := r.PutID(id, []byte("content"))
 		_, tempErr := r.CreateTemp()
 		_, streamErr := r.WriteStream(0, nil)
-		_, onceErr := r.LinkStreamOnce("x", id)
+		_, onceErr := r.LinkStreamOnce("x", id, 0)
 		_, exErr := r.LockExclusive(t.Context(), 0)
 		for i, err := range []error{
 			putErr, tempErr, streamErr, onceErr, exErr, r.LinkStream("x", id), r.LinkImage(id),

@@ -159,8 +159,8 @@ func (r *Repo) LinkStream(name string, id fsverity.Digest) error {
 // LinkStreamOnce is LinkStream for streams that others may be writing at the
 // same time with another compressor, which gives other ids: whoever comes
 // first wins, and the winner's id is returned and must be used from then on. A
-// link to something that is missing or broken does not win.
-func (r *Repo) LinkStreamOnce(name string, id fsverity.Digest) (fsverity.Digest, error) {
+// link to something that is missing, broken or not of type ct does not win.
+func (r *Repo) LinkStreamOnce(name string, id fsverity.Digest, ct splitstream.ContentType) (fsverity.Digest, error) {
 	if err := r.enterLink(name, id); err != nil {
 		return fsverity.Digest{}, err
 	}
@@ -182,7 +182,7 @@ func (r *Repo) LinkStreamOnce(name string, id fsverity.Digest) (fsverity.Digest,
 	}
 	if err == nil {
 		var ok bool
-		if ok, err = r.checkStream(have, splitstream.Any); ok {
+		if ok, err = r.checkStream(have, ct); ok {
 			r.touch(streamsDir)
 			return have, nil
 		}

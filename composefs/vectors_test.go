@@ -182,7 +182,7 @@ func TestVectorRepositories(t *testing.T) {
 				if ok, err := r.CheckStream(id, splitstream.Any); !ok || err != nil {
 					t.Errorf("%s: check %t, %v", name, ok, err)
 				}
-				if got, err := r.LinkStreamOnce(name, fsverity.Sum(r.Algorithm(), nil)); got != id || err != nil {
+				if got, err := r.LinkStreamOnce(name, fsverity.Sum(r.Algorithm(), nil), splitstream.Any); got != id || err != nil {
 					t.Errorf("%s: another stream won: %s, %v", name, got, err)
 				}
 			}
@@ -401,7 +401,7 @@ func copyStream(tb testing.TB, from, to *Repo, name string, ids map[fsverity.Dig
 		}
 	}))(tb)
 	ids[old] = id
-	if got := check(to.LinkStreamOnce(name, id))(tb); got != id {
+	if got := check(to.LinkStreamOnce(name, id, splitstream.Any))(tb); got != id {
 		tb.Errorf("%s: %s won", name, got)
 	}
 }

@@ -205,3 +205,48 @@ func TestInterruptedRewrite(t *testing.T) {
 		}
 	}
 }
+
+// TestLinksToOtherKinds pulls into a repository whose links lead to streams of
+// other kinds than their names say.
+func TestLinksToOtherKinds(t *testing.T) {
+	o := pullOptions(newRepo(t, composefs.InitOptions{}), "oci:"+filepath.Join(ociVectors(t), "layout")+":boot-modules")
+	first := mustPull(t, o)
+	want, err := repodump.Dump(o.Repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	streams := filepath.Join(o.Repo, "streams")
+	manifest, err := os.Readlink(filepath.Join(streams, oci.ManifestStream(first.ManifestDigest)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := os.Readlink(filepath.Join(streams, oci.ConfigStream(first.ConfigDigest)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(streams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		target := manifest
+		if strings.HasPrefix(e.Name(), "oci-manifest-") {
+			target = config
+		}
+		if e.IsDir() {
+			continue
+		}
+		path := filepath.Join(streams, e.Name())
+		if err := errors.Join(os.Remove(path), os.Symlink(target, path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustPull(t, o)
+	got, err := repodump.Dump(o.Repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the repository was not repaired:\n%s", diff)
+	}
+}

@@ -247,7 +247,7 @@ func linked(repo *composefs.Repo, layers map[Digest]fsverity.Digest, images, doc
 // linked by others meanwhile are put into layers.
 func linkLayers(repo *composefs.Repo, layers map[Digest]fsverity.Digest) (raced bool, err error) {
 	for d, id := range layers {
-		winner, err := repo.LinkStreamOnce(LayerStream(d), id)
+		winner, err := repo.LinkStreamOnce(LayerStream(d), id, splitstream.Layer)
 		if err != nil {
 			return false, err
 		}
