@@ -5,8 +5,10 @@ package pipeline_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,12 +18,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/internal/ocilayout"
 	"github.com/cfs-pull/cfs-pull/internal/repodump"
+	"github.com/cfs-pull/cfs-pull/internal/testutil"
 	"github.com/cfs-pull/cfs-pull/pipeline"
 )
 
@@ -248,5 +252,64 @@ func TestLinksToOtherKinds(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the repository was not repaired:\n%s", diff)
+	}
+}
+
+// TestDiskFull fills the file system in the middle of a layer and goes on when
+// there is space again.
+func TestDiskFull(t *testing.T) {
+	testutil.RequireRoot(t)
+	const size = 24 << 20
+	mount := t.TempDir()
+	if err := unix.Mount("none", mount, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Skipf("mount a tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	for name, file := range map[string]int{"small files": 512 << 10, "large files": 8 << 20} {
+		t.Run(name, func(t *testing.T) {
+			// It compresses well, so that the look at the free space finds enough.
+			image := layoutOf(t, ocilayout.Zstd, func(tw *tar.Writer) error {
+				for n := 0; n < 3*size/2/file; n++ {
+					h := &tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/f%d", n), Mode: 0o644, Size: int64(file)}
+					if err := tw.WriteHeader(h); err != nil {
+						return err
+					}
+					if _, err := tw.Write(bytes.Repeat([]byte{byte(n), byte(file >> 20)}, file/2)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			repo := filepath.Join(mount, "repo")
+			if _, err := composefs.Init(t.Context(), repo, composefs.InitOptions{AllowMissingVerity: true}); err != nil {
+				t.Fatal(err)
+			}
+			o := pullOptions(repo, image)
+			o.NoBoot, o.Limits.MaxRatio = true, 1<<40
+			result, err := pipeline.Direct(t.Context(), o)
+			if !errors.Is(err, unix.ENOSPC) || result.Tagged {
+				t.Fatalf("pull to a full file system: %v, %+v", err, result)
+			}
+			if got := links(t, repo); len(got) > 0 {
+				t.Errorf("links were written: %v", got)
+			}
+			if leaked := temporaries(t, repo); len(leaked) > 0 {
+				t.Errorf("temporary files are left: %v", leaked)
+			}
+			if err := unix.Mount("none", mount, "", unix.MS_REMOUNT, fmt.Sprintf("size=%d", 4*size)); err != nil {
+				t.Fatal(err)
+			}
+			if again := mustPull(t, o); again.Stats.Objects.Present == 0 {
+				t.Error("nothing of the first pull was used")
+			}
+			links(t, repo)
+			if err := errors.Join(os.RemoveAll(repo), unix.Mount("none", mount, "", unix.MS_REMOUNT, fmt.Sprintf("size=%d", size))); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
