@@ -16,6 +16,11 @@ GO ?= go
 TAGS := containers_image_openpgp
 # Without cgo: the tests run what is shipped.
 export CGO_ENABLED ?= 0
+# What scripts/install-deps made for Python, if it had to.
+PYTHON_ENV := $(or $(CFS_PULL_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cfs-pull)/python
+ifneq ($(wildcard $(PYTHON_ENV)/bin),)
+export PATH := $(PYTHON_ENV)/bin:$(PATH)
+endif
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 TESTFLAGS ?=
 PACKAGES ?= ./...
