@@ -298,6 +298,7 @@ func (r *Repo) publish(fd int, tmp string, id fsverity.Digest, size int64) (Outc
 		err = r.linkFile(fd, objects, tmp, dirfd, name)
 		switch {
 		case err == nil:
+			r.unflushed.Store(true)
 			return Stored, nil
 		case errors.Is(err, fs.ErrNotExist): // the directory was removed
 			r.forgetDirs(dir)
@@ -329,5 +330,6 @@ func (r *Repo) replaceObject(fd, objects int, tmp string, dirfd int, name string
 		unix.Unlinkat(objects, tmp, 0) // the rename's error says more
 		return fmt.Errorf("replace broken object %s: %w", name, err)
 	}
+	r.unflushed.Store(true)
 	return nil
 }

@@ -228,6 +228,13 @@ func TestBrokenObjects(t *testing.T) {
 				if got := readObject(t, r, id); got != content {
 					t.Errorf("%s: read %q", name, got)
 				}
+				if !r.Unflushed() {
+					t.Errorf("%s: what was stored counts as flushed", name)
+				}
+				must(t, r.SyncFS())
+				if _, o, err := store(); o != Present || err != nil || r.Unflushed() {
+					t.Errorf("%s: store again: %s, %v, unflushed %t", name, o, err, r.Unflushed())
+				}
 				if got := files(t, r.Path()); len(got) != 2 {
 					t.Errorf("%s: files %v", name, got)
 				}

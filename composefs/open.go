@@ -69,6 +69,8 @@ type Repo struct {
 	noTmpfile   atomic.Bool
 	noEmptyPath atomic.Bool
 
+	unflushed atomic.Bool // objects were stored since the last SyncFS
+
 	linkMu sync.Mutex // serialises look-then-replace of links
 
 	touchMu sync.Mutex

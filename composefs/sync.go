@@ -20,11 +20,19 @@ func (r *Repo) SyncFS() error {
 		return err
 	}
 	defer r.leave()
+	stored := r.unflushed.Swap(false) // before: others may be storing meanwhile
 	if err := retry(func() error { return unix.Syncfs(r.rootfd()) }); err != nil {
+		if stored {
+			r.unflushed.Store(true)
+		}
 		return fmt.Errorf("sync file system of repository %s: %w", r.path, err)
 	}
 	return nil
 }
+
+// Unflushed reports whether objects were stored through this handle since the
+// last [Repo.SyncFS], new ones or in the place of broken ones.
+func (r *Repo) Unflushed() bool { return r.unflushed.Load() }
 
 // touch notes a directory whose entries SyncLinks has to make durable.
 func (r *Repo) touch(dir string) {

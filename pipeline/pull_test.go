@@ -249,6 +249,9 @@ func TestMissingObject(t *testing.T) {
 			if again.Stats.LayersPresent != 0 {
 				t.Error("a layer without one of its objects counts as present")
 			}
+			if !again.Changed {
+				t.Error("an object was restored, and the result says that nothing changed")
+			}
 			got, err := repodump.Dump(o.Repo)
 			if err != nil {
 				t.Fatal(err)

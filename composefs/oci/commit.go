@@ -112,7 +112,9 @@ func (c *Committed) commit(ctx context.Context, repo *composefs.Repo, im *Image)
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
-	if !c.Changed && !linked(repo, im.Layers, images, after) {
+	// Objects that were stored although everything is linked have repaired
+	// what was there; without a flush a crash would undo that.
+	if !c.Changed && (repo.Unflushed() || !linked(repo, im.Layers, images, after)) {
 		c.Changed = true
 	}
 	// What is linked already is linked again, which costs nothing and makes
