@@ -48,7 +48,7 @@ func newPull(o Options) *pull {
 	return &pull{Options: o.withDefaults(), result: NewResult(o.Reference), events: newEventSink(o.Events)}
 }
 
-func (p *pull) direct(ctx context.Context) error {
+func (p *pull) direct(ctx context.Context) (err error) {
 	// A reference that makes no sense is refused before anything is touched.
 	if err := p.checkNames(); err != nil {
 		return err
@@ -56,7 +56,7 @@ func (p *pull) direct(ctx context.Context) error {
 	if err := p.open(ctx); err != nil {
 		return atStage(StageOpen, err)
 	}
-	defer p.repo.Close()
+	defer func() { err = errors.Join(err, p.repo.Close()) }()
 	begin := time.Now()
 	if err := p.fetchManifest(ctx); err != nil {
 		return atStage(StageFetch, err)

@@ -217,6 +217,7 @@ func (p *pull) keepLayers() error {
 		default:
 		}
 	}
+	p.result.Changed = p.result.Changed || len(complete) > 0
 	return oci.LinkLayers(p.repo, complete)
 }
 

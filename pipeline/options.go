@@ -35,7 +35,8 @@ type Options struct {
 
 	// Tag is written beside localhost/bootc-<manifest digest>, if set.
 	Tag string
-	// UntagOnError removes the tags again when a step after them fails.
+	// UntagOnError takes the tags back that this pull wrote when a step after
+	// them fails. Tags of before stay, or lead to where they led.
 	UntagOnError bool
 
 	// NoBoot leaves out the boot image and the boot entries.

@@ -139,7 +139,7 @@ func TestLayersAreKept(t *testing.T) {
 		if !errors.Is(err, stop) {
 			t.Fatalf("pull: %v", err)
 		}
-		if result.Tagged || result.Image != nil {
+		if result.Tagged || result.Image != nil || !result.Changed {
 			t.Errorf("the pull went on after the interruption: %+v", result)
 		}
 		wantLayers(t, o.Repo, 2)
