@@ -79,10 +79,6 @@ func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
 	if !errors.Is(err, ErrNotRepository) {
 		return false, errors.Join(err, same)
 	}
-	// An existing directory may be open to others.
-	if err := r.root.Chmod(0o700); err != nil {
-		return false, fmt.Errorf("create repository: %w", err)
-	}
 	text, err := want.Encode()
 	if err != nil {
 		return false, err
@@ -145,6 +141,11 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 		if _, err := r.verity.measure(f, alg); err != nil {
 			return r.verityError(err)
 		}
+	}
+	// An existing directory may be open to others. It is not touched before
+	// it is clear that it can be a repository.
+	if err := r.root.Chmod(0o700); err != nil {
+		return fmt.Errorf("close directory to others: %w", err)
 	}
 	return r.linkFile(int(f.Fd()), r.rootfd(), name, r.rootfd(), "meta.json")
 }

@@ -81,8 +81,18 @@ func TestInitWithoutVerity(t *testing.T) {
 	if got := files(t, path); got != nil {
 		t.Errorf("left behind: %v", got)
 	}
+	must(t, os.Chmod(path, 0o755))
+	if _, err := create(t.Context(), path, InitOptions{}, noVerity()); !errors.Is(err, ErrVerityUnavailable) {
+		t.Errorf("second try: %v", err)
+	}
+	if info := check(os.Stat(path))(t); info.Mode().Perm() != 0o755 {
+		t.Errorf("a directory that cannot be a repository got the mode %s", info.Mode())
+	}
 	if created, err := create(t.Context(), path, InitOptions{AllowMissingVerity: true}, noVerity()); !created || err != nil {
 		t.Errorf("the directory cannot be used afterwards: %t, %v", created, err)
+	}
+	if info := check(os.Stat(path))(t); info.Mode().Perm() != 0o700 {
+		t.Errorf("the repository has the mode %s", info.Mode())
 	}
 }
 
