@@ -375,7 +375,7 @@ func FuzzHasher(f *testing.F) {
 		if sha256 {
 			alg = SHA256
 		}
-		data := bytes.Repeat(piece, int(times))
+		data := bytes.Repeat(piece[:min(len(piece), BlockSize+1)], int(times)%70)
 		want := naiveSum(alg, data)
 		at := min(int(cut), len(data))
 		h := NewHasher(alg)
