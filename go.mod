@@ -16,7 +16,7 @@ require (
 	github.com/spf13/pflag v1.0.10
 	github.com/ulikunitz/xz v0.5.16
 	github.com/vbauerster/mpb/v8 v8.14.0
-	go.podman.io/image/v5 v5.41.2
+	go.podman.io/image/v5 v5.41.2 // not newer: 5.42 and storage 1.65 need a module that no proxy serves
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
 )

@@ -12,6 +12,7 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -254,7 +255,7 @@ const expansion = 2.5
 // checkSpace compares the space that missing layers will take with what is
 // free.
 func (p *pull) checkSpace(missing []*layer) error {
-	if len(missing) == 0 {
+	if len(missing) == 0 || p.SkipSpaceCheck {
 		return nil
 	}
 	var st unix.Statfs_t
@@ -270,11 +271,16 @@ func (p *pull) checkSpace(missing []*layer) error {
 	if p.MinFree < 0 {
 		reserve = min(max(size/100, 512<<20), size/20)
 	}
-	var compressed int64 // cannot overflow, see [oci.ParseManifest]
+	var expected float64
 	for _, l := range missing {
-		compressed += p.manifest.Layers[l.index].Size
+		d := p.manifest.Layers[l.index]
+		if strings.HasSuffix(d.MediaType, ".tar") {
+			expected += float64(d.Size)
+		} else {
+			expected += float64(d.Size) * expansion
+		}
 	}
-	need := uint64(min(float64(compressed)*expansion, math.MaxInt64)) + reserve
+	need := uint64(min(expected, math.MaxInt64)) + reserve
 	if need > free {
 		return &SpaceError{Path: p.Repo, Available: free, Required: need, Reserve: reserve}
 	}

@@ -58,6 +58,9 @@ type Options struct {
 	// MinFree is the space in bytes to stay free; negative means the default,
 	// the larger of 1 % and 512 MiB, but at most 5 % of the file system.
 	MinFree int64
+	// SkipSpaceCheck leaves out the estimate of the space that an image will
+	// take. It is high where most of an image is present in other layers.
+	SkipSpaceCheck bool
 
 	// Events is called for each event, by several goroutines but never by two
 	// at once. It should return soon. nil is allowed.

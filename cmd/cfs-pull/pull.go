@@ -51,6 +51,7 @@ type pullOptions struct {
 	commandTimeout      time.Duration
 	maxParallel, jobs   int
 	minFree             byteSize
+	noSpaceCheck        bool
 	maxLayerSize        byteSize
 	maxCompressionRatio int64
 
@@ -161,7 +162,7 @@ func (o *pullOptions) bootFlags() flagGroup {
 	f.BoolVar(&o.allowNoBoot, "allow-no-boot", false, "accept an image without boot entries")
 	f.StringVar(&o.exportBoot, "export-boot", "", "`DIR` write kernel, initrd, unified kernel images and loader entries to this directory")
 	f.StringVar(&o.kargStyle, "karg-style", "bootc", "`STYLE` kernel argument in exported loader entries: bootc (composefs=ID) or digest (composefs.digest=…)")
-	f.BoolVar(&o.untagOnError, "untag-on-error", false, "remove the tags again when the image turns out not to be bootable")
+	f.BoolVar(&o.untagOnError, "untag-on-error", false, "take back the tags that this pull wrote when the image turns out not to be bootable")
 	return g
 }
 
@@ -169,6 +170,7 @@ func (o *pullOptions) resourceFlags() flagGroup {
 	g := newFlagGroup("RESOURCES")
 	f := g.flags
 	f.IntVar(&o.jobs, "jobs", 0, "`N` threads that hash and store files (default: one a CPU)")
+	f.BoolVar(&o.noSpaceCheck, "no-space-check", false, "do not estimate whether the image will fit")
 	f.Var(&o.minFree, "min-free", "`SIZE` space to stay free (default: the larger of 1 % and 512 MiB, at most 5 %)")
 	f.StringVar(&o.tmpdir, "tmpdir", "", "`DIR` directory for temporary files (default: $TMPDIR, else /tmp)")
 	f.DurationVar(&o.commandTimeout, "command-timeout", 0, "`TIME` give up after this long, for instance 1h (default: never)")
@@ -342,8 +344,8 @@ func (o *pullOptions) pipelineOptions(ref string, log *slog.Logger) (pipeline.Op
 		NoBoot: o.noBoot, AllowNoBoot: o.allowNoBoot, ExportBoot: o.exportBoot, KargStyle: kargStyle,
 		Jobs: o.jobs, ParallelLayers: o.maxParallel,
 		Limits:  oci.Limits{MaxLayerSize: int64(o.maxLayerSize), MaxRatio: o.maxCompressionRatio},
-		MinFree: int64(o.minFree),
-		Log:     log,
+		MinFree: int64(o.minFree), SkipSpaceCheck: o.noSpaceCheck,
+		Log: log,
 	}, nil
 }
 

@@ -29,8 +29,8 @@ type Limits struct {
 // Defaults of Limits.
 const (
 	DefaultMaxLayerSize = 256 << 30
-	DefaultMaxRatio     = 1200 // gzip cannot exceed 1032
-	DefaultMaxEntries   = 16 << 20
+	DefaultMaxRatio     = 1200    // gzip cannot exceed 1032
+	DefaultMaxEntries   = 4 << 20 // what the EROFS reader takes, too
 
 	ratioFloor = 64 << 20
 	maxWindow  = 128 << 20 // what zstd's own tools accept by default
