@@ -51,7 +51,7 @@ type entry struct {
 }
 
 // overlapping is how many images share files, but not layers.
-const overlapping = 4
+const overlapping = 3
 
 // allImages are the image of an operating system and the overlapping ones.
 func allImages() []image {

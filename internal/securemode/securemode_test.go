@@ -8,8 +8,7 @@
 //
 // The development machine's kernel need not have fs-verity. The test starts a
 // micro-VM and in there its own binary again, which then takes the other branch
-// of [TestSecureMode]. There are two boots: between them the host damages
-// blocks of the disk, which nobody inside could do unnoticed.
+// of [TestSecureMode].
 package securemode
 
 import (
@@ -29,8 +28,9 @@ import (
 // boot this is.
 const (
 	bootVariable = "CFS_PULL_SECUREMODE_BOOT"
-	firstBoot    = "first"
-	secondBoot   = "second"
+	bootPull     = "pull"
+	bootDamaged  = "damaged" // the next one, after the host has damaged blocks
+	bootOptions  = "options" // with a disk of its own, on one file system only
 )
 
 // Places inside the machine.
@@ -67,15 +67,15 @@ func TestSecureMode(t *testing.T) {
 		microvm.Require(t)
 		files = guestFiles(t)
 	}
-	for _, fs := range fileSystems {
+	for i, fs := range fileSystems {
 		t.Run(fs.name, func(t *testing.T) {
-			switch boot {
-			case firstBoot:
-				runFirstBoot(t, fs)
-			case secondBoot:
-				runSecondBoot(t, fs)
-			default:
-				testOn(t, fs, files)
+			if boot != "" {
+				runSteps(t, fs, boot)
+				return
+			}
+			testDamage(t, fs, files)
+			if i == 0 {
+				testOptions(t, fs, files)
 			}
 		})
 	}
@@ -102,23 +102,32 @@ func guestFiles(t *testing.T) map[string]string {
 	return files
 }
 
-// testOn boots twice on a disk with the given file system.
-func testOn(t *testing.T, fs fileSystem, files map[string]string) {
-	verity := fs.format(t, 256)
-	disks := []microvm.Disk{{Path: verity}, {Path: formatExt4(t, "-b", "4096")}, {Path: formatExt4(t, "-b", "1024", "-O", "verity")}}
-	out := t.TempDir()
-	runGuest(t, fs, firstBoot, microvm.Config{Files: files, Disks: disks, OutputDir: out})
+// testDamage pulls and mounts in one boot, and damages blocks before the next.
+func testDamage(t *testing.T, fs fileSystem, files map[string]string) {
+	image, out := fs.format(t, 192), t.TempDir()
+	c := microvm.Config{Files: files, Disks: []microvm.Disk{{Path: image}}, OutputDir: out}
+	runGuest(t, fs, bootPull, c)
 
-	damaged, err := os.ReadFile(filepath.Join(out, filepath.Base(imageCopy)))
+	erofs, err := os.ReadFile(filepath.Join(out, filepath.Base(imageCopy)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	damage(t, verity, damagedBlock())
-	damage(t, verity, blockWith(t, damaged, damagedInline))
-	r := runGuest(t, fs, secondBoot, microvm.Config{Files: files, Disks: disks})
+	damage(t, image, damagedBlock())
+	damage(t, image, blockWith(t, erofs, damagedInline))
+	r := runGuest(t, fs, bootDamaged, c)
 	if !strings.Contains(r.Console, "FILE CORRUPTED") {
 		t.Errorf("the kernel did not say that a file is corrupted:\n%s", r.Console)
 	}
+}
+
+// testOptions has the cases in which the file system makes no difference, and
+// the file systems that are not good enough.
+func testOptions(t *testing.T, fs fileSystem, files map[string]string) {
+	runGuest(t, fs, bootOptions, microvm.Config{Files: files, Disks: []microvm.Disk{
+		{Path: fs.format(t, 192)},
+		{Path: formatExt4(t, "-b", "4096")},
+		{Path: formatExt4(t, "-b", "1024", "-O", "verity")},
+	}})
 }
 
 // runGuest runs this test binary in a machine.
@@ -126,17 +135,17 @@ func runGuest(t *testing.T, fs fileSystem, boot string, c microvm.Config) microv
 	t.Helper()
 	c.Modules = append([]string{"loop", "erofs", "overlay"}, fs.modules...)
 	c.MemoryMiB = 1536
-	c.Timeout = 5 * time.Minute // takes a tenth of that where the host is idle
+	c.Timeout = 5 * time.Minute // takes half a minute where the host is idle
 	name := "TestSecureMode/" + fs.name
 	c.Script = bootVariable + "=" + boot + " securemode.test -test.v -test.run '^TestSecureMode$/^" + fs.name + "$'"
 	start, cpu := time.Now(), childrenCPU(t)
 	r, err := microvm.Run(t.Context(), c)
 	if err != nil || r.ExitCode != 0 {
-		t.Fatalf("%s boot: %v\n%s", boot, err, r)
+		t.Fatalf("boot %q: %v\n%s", boot, err, r)
 	}
-	t.Logf("the %s boot took %v, %v of the CPU\n%s", boot, time.Since(start).Round(time.Second), (childrenCPU(t) - cpu).Round(time.Second), r.Output)
+	t.Logf("boot %q took %v, %v of the CPU\n%s", boot, time.Since(start).Round(time.Second), (childrenCPU(t) - cpu).Round(time.Second), r.Output)
 	if !strings.Contains(r.Output, "--- PASS: "+name+" ") || strings.Contains(r.Output, "--- SKIP") {
-		t.Errorf("%s did not run completely in the %s boot", name, boot)
+		t.Errorf("%s did not run completely in boot %q", name, boot)
 	}
 	return r
 }

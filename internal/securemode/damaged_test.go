@@ -17,14 +17,6 @@ import (
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
-// runSecondBoot is what the test does inside the machine after the host has
-// damaged one block of a file's content and one of an EROFS image.
-func runSecondBoot(t *testing.T, fs fileSystem) {
-	mount(t, "/dev/vda", disk, fs.name, 0, fs.options)
-	t.Run("File", testDamagedFile)
-	t.Run("Image", testDamagedImage)
-}
-
 // testDamagedFile: what was measured at the beginning says nothing about
 // blocks. They are checked when they are read.
 func testDamagedFile(t *testing.T) {

@@ -7,9 +7,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -22,36 +24,27 @@ const (
 	sharedRepo = disk + "/shared"
 )
 
-// runFirstBoot is what the test does inside the machine, on a new disk.
-func runFirstBoot(t *testing.T, fs fileSystem) {
+// step is a part of the test inside the machine.
+type step struct {
+	name string
+	run  func(*testing.T)
+}
+
+// steps are what happens in each boot. The disk is kept from one to the next.
+var steps = map[string][]step{
+	bootPull:    {{"Pull", testPull}, {"Tamper", testTamper}, {"Concurrent", testConcurrent}, {"CopyImage", testCopyImage}},
+	bootDamaged: {{"File", testDamagedFile}, {"Image", testDamagedImage}},
+	bootOptions: {
+		{"Refused", testRefused}, {"Loosen", testLoosen}, {"NotRequired", testNotRequired},
+		{"SHA256", testSHA256}, {"Unsealed", testUnsealed}, {"Killed", testKilled},
+	},
+}
+
+// runSteps is what the test does inside the machine.
+func runSteps(t *testing.T, fs fileSystem, boot string) {
 	mount(t, "/dev/vda", disk, fs.name, 0, fs.options)
-	for _, step := range []struct {
-		name  string
-		run   func(*testing.T)
-		first bool // does not depend on the file system: only on the first one
-	}{
-		{"Refused", testRefused, true},
-		{"Pull", testPull, false},
-		{"Loosen", testLoosen, true},
-		{"NotRequired", testNotRequired, true},
-		{"SHA256", testSHA256, false},
-		{"Tamper", testTamper, false},
-		{"Unsealed", testUnsealed, false},
-		{"Concurrent", testConcurrent, false},
-	} {
-		if !step.first || fs.name == fileSystems[0].name {
-			t.Run(step.name, step.run)
-		}
-	}
-	if t.Failed() {
-		return
-	}
-	content, err := os.ReadFile(filepath.Join(sharedRepo, "images", expected(t)["overlapping-0"].Image))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(imageCopy, content, 0o600); err != nil {
-		t.Fatal(err)
+	for _, step := range steps[boot] {
+		t.Run(step.name, step.run)
 	}
 }
 
@@ -100,6 +93,9 @@ func testRefused(t *testing.T) {
 			}
 			if left, err := os.ReadDir(empty); err != nil || len(left) != 0 {
 				t.Errorf("the empty directory has %v, %v", left, err)
+			}
+			if info, err := os.Stat(empty); err != nil || info.Mode().Perm() != 0o755 {
+				t.Errorf("the empty directory was changed: %v, %v", info.Mode(), err)
 			}
 
 			// Without the requirement the registry is asked.
@@ -161,16 +157,18 @@ func checkMounts(t *testing.T, repo string, im image, refused ...string) {
 // testLoosen asks a repository that requires fs-verity to do without.
 func testLoosen(t *testing.T) {
 	ref, calls := deadRegistry(t)
-	r, code := tryPull(t, mainRepo, ref, "--allow-missing-verity", "--tls-verify=false", "--retry=0")
+	repo := filepath.Join(disk, "secure")
+	initRepository(t, repo)
+	r, code := tryPull(t, repo, ref, "--allow-missing-verity", "--tls-verify=false", "--retry=0")
 	if code != 125 || r.Error.Kind != "verity-required" || calls.Load() != 0 {
 		t.Errorf("pull: exit status %d after %d calls, %+v, want a refusal before any", code, calls.Load(), r.Error)
 	}
 	// Insisting does not mean that it is not used where it is there.
-	r = pull(t, mainRepo, layout("overlapping-1"), "--allow-missing-verity", "--force")
+	r = pull(t, repo, layout("overlapping-1"), "--allow-missing-verity", "--force")
 	if !r.Repository.VerityRequired {
 		t.Error("a pull that was forced to do without fs-verity changed what the repository requires")
 	}
-	checkMeasured(t, mainRepo, fsverity.SHA512)
+	checkMeasured(t, repo, fsverity.SHA512)
 }
 
 // testNotRequired has a repository that does not require fs-verity on a file
@@ -207,7 +205,7 @@ func testNotRequired(t *testing.T) {
 func testSHA256(t *testing.T) {
 	repo := filepath.Join(disk, "sha256")
 	initRepository(t, repo, "--algorithm", "fsverity-sha256-12", "--erofs", "both")
-	im := overlappingImage(3)
+	im := overlappingImage(1)
 	r := pull(t, repo, layout(im.name))
 	if !r.Repository.VerityRequired || r.Repository.Algorithm != "fsverity-sha256-12" || len(r.BootImage.Others) != 1 {
 		t.Errorf("the pull gave %+v, want a repository that requires SHA-256 fs-verity, and two formats", r)
@@ -237,8 +235,8 @@ func testTamper(t *testing.T) {
 	})
 	t.Run("Repair", func(t *testing.T) {
 		r := pull(t, mainRepo, layout(im.name))
-		if r.Stats.Objects.Copied != 4 {
-			t.Errorf("the pull stored %d objects, want the 4 that were broken", r.Stats.Objects.Copied)
+		if r.Stats.Objects.Copied != 4 || !r.Changed {
+			t.Errorf("the pull stored %d objects, changed: %t, want the 4 that were broken", r.Stats.Objects.Copied, r.Changed)
 		}
 		checkMeasured(t, mainRepo, fsverity.SHA512)
 		checkMounts(t, mainRepo, im)
@@ -256,7 +254,9 @@ func testUnsealed(t *testing.T) {
 	for _, path := range before {
 		unseal(t, path)
 	}
-	pull(t, repo, layout(im.name))
+	if r := pull(t, repo, layout(im.name)); !r.Changed {
+		t.Errorf("the pull repaired everything and says that nothing changed: %+v", r)
+	}
 	if diff := cmp.Diff(before, objects(t, repo)); diff != "" {
 		t.Errorf("objects after the repair (-before +after):\n%s", diff)
 	}
@@ -265,6 +265,45 @@ func testUnsealed(t *testing.T) {
 	if r := pull(t, repo, layout(im.name)); r.Changed {
 		t.Errorf("the pull after the repair gave %+v, want no change", r)
 	}
+}
+
+// testKilled kills a pull in the middle. What is there then is protected, and
+// the next pull takes it over.
+func testKilled(t *testing.T) {
+	im := osImage()
+	repo := filepath.Join(disk, "killed")
+	initRepository(t, repo)
+	cmd := exec.CommandContext(t.Context(), program, "--direct", "--insecure-policy", "--progress=none", "--repo", repo, layout(im.name))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for done := false; !done; {
+		select {
+		case err := <-ended:
+			t.Fatalf("the pull ended before it was killed: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+		stored, err := filepath.Glob(filepath.Join(repo, "objects", "??", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		done = len(stored) >= 20
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if tags, err := filepath.Glob(filepath.Join(repo, "streams", "refs", "oci", "*")); err != nil || len(tags) != 0 {
+		t.Errorf("the image has the tags %v, %v", tags, err)
+	}
+	left := objects(t, repo)
+	checkObjects(t, left, fsverity.SHA512)
+	if r := pull(t, repo, layout(im.name)); r.Stats.Objects.Present == 0 {
+		t.Errorf("there were %d objects, and the next pull used none: %+v", len(left), r)
+	}
+	checkMeasured(t, repo, fsverity.SHA512)
 }
 
 // testConcurrent has several processes that pull overlapping images, some of
@@ -300,5 +339,16 @@ func testConcurrent(t *testing.T) {
 		if again := pull(t, sharedRepo, layout(im.name)); again.Changed {
 			t.Errorf("another pull of %s changed something: %+v", im.name, again)
 		}
+	}
+}
+
+// testCopyImage hands the host the EROFS image that it is to damage.
+func testCopyImage(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join(sharedRepo, "images", expected(t)["overlapping-0"].Image))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(imageCopy, content, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
