@@ -4,7 +4,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -52,18 +51,15 @@ func (o *outputOptions) write(out io.Writer, r *pipeline.Result, pullErr error, 
 	switch {
 	case o.json:
 		r.Error = describeError(pullErr)
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		err = encoder.Encode(r)
+		err = writeJSON(out, r)
 	case pullErr != nil:
 	case quiet:
-		_, err = fmt.Fprintln(out, r.ManifestDigest)
+		err = writeText(out, r.ManifestDigest.String()+"\n")
 	default:
 		err = writeTable(out, r)
 	}
-	if pullErr == nil && err != nil {
-		return fmt.Errorf("write result: %w", err)
+	if pullErr == nil {
+		return err
 	}
 	return pullErr
 }
@@ -120,8 +116,7 @@ func writeTable(out io.Writer, r *pipeline.Result) error {
 	if !r.Changed && r.UpdateAvailable == nil {
 		row("Changed", "no, everything was there already")
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return writeText(out, b.String())
 }
 
 func describeEntries(entries []pipeline.BootEntry) string {
