@@ -73,6 +73,7 @@ type LockHolder struct {
 type LockError struct {
 	Path      string
 	Exclusive bool // the lock that was asked for
+	Operation bool // it is that of LockOperation
 	Holders   []LockHolder
 	Waited    time.Duration
 	Err       error // ErrLocked, or the context's error
@@ -81,7 +82,10 @@ type LockError struct {
 func (e *LockError) Error() string {
 	var b strings.Builder
 	kind := "shared"
-	if e.Exclusive {
+	switch {
+	case e.Operation:
+		kind = "operation"
+	case e.Exclusive:
 		kind = "exclusive"
 	}
 	fmt.Fprintf(&b, "get %s lock of repository %s within %s", kind, e.Path, e.Waited.Round(time.Millisecond))

@@ -81,7 +81,7 @@ func TestUpgrade(t *testing.T) {
 			}
 			// What composefs-rs writes: format 1 and the flag.
 			want := check(NewMeta(tt.alg, FormatConfig{Default: 1}).Encode())(t)
-			if diff := cmp.Diff(string(want), string(check(os.ReadFile(path + "/meta.json"))(t))); diff != "" {
+			if diff := cmp.Diff(string(want), string(check(os.ReadFile(path+"/meta.json"))(t))); diff != "" {
 				t.Errorf("meta.json (-want +got):\n%s", diff)
 			}
 			if info := check(os.Stat(path))(t); info.Mode().Perm() != 0o755 {

@@ -10,10 +10,6 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs"
 )
 
-// referrerPrefix begins the refs of artifacts that belong to an image, such as
-// signatures: oci-referrers/<subject>/<artifact>.
-const referrerPrefix = "oci-referrers/"
-
 // CollectGarbage is [composefs.Repo.CollectGarbage] for a repository with
 // images: an artifact that refers to a subject stays as long as the subject
 // does, and no longer.
@@ -23,7 +19,7 @@ func CollectGarbage(ctx context.Context, repo *composefs.Repo, o composefs.GCOpt
 }
 
 // referrerSubject is the manifest stream of the image that the ref of an
-// artifact belongs to. Refs of another form keep what they lead to.
+// artifact, oci-referrers/<subject>/<artifact>, belongs to. Refs of another form keep what they lead to.
 func referrerSubject(ref string) (stream string, ok bool) {
 	rest, ok := strings.CutPrefix(ref, referrerPrefix)
 	if !ok {
