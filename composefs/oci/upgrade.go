@@ -46,24 +46,48 @@ func Upgrade(ctx context.Context, repo *composefs.Repo, limits Limits) (*Upgrade
 	if err != nil {
 		return result, fmt.Errorf("upgrade images: %w", err)
 	}
+	return result, result.each(ctx, tags, func(stream string) error { return result.upgrade(ctx, repo, stream, limits) })
+}
+
+// Outdated counts the images that Upgrade would upgrade, and changes nothing.
+func Outdated(ctx context.Context, repo *composefs.Repo) (int, error) {
+	tags, err := repo.StreamRefs(strings.TrimSuffix(tagPrefix, "/"))
+	if err != nil {
+		return 0, fmt.Errorf("look for images to upgrade: %w", err)
+	}
+	var u Upgraded
+	n := 0
+	err = u.each(ctx, tags, func(stream string) error {
+		old, err := u.outdated(repo, stream)
+		if old != nil {
+			n++
+		}
+		return err
+	})
+	return n, err
+}
+
+// each calls f once for each stream that tags lead to and collects what is
+// broken.
+func (u *Upgraded) each(ctx context.Context, tags []composefs.Ref, f func(stream string) error) error {
 	seen := map[string]bool{}
 	for _, tag := range tags {
 		if ctx.Err() != nil {
-			return result, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		if seen[tag.Target] {
 			continue
 		}
 		seen[tag.Target] = true
-		err := result.upgrade(ctx, repo, tag.Target, limits)
+		err := f(tag.Target)
 		switch name := DecodeTag(strings.TrimPrefix(tag.Name, tagPrefix)); {
 		case isBroken(err):
-			result.Broken = append(result.Broken, BrokenImage{Tag: name, Err: err})
+			u.Broken = append(u.Broken, BrokenImage{Tag: name, Err: err})
 		case err != nil:
-			return result, fmt.Errorf("upgrade image %s: %w", name, err)
+			return fmt.Errorf("upgrade image %s: %w", name, err)
 		}
 	}
-	return result, nil
+	return nil
 }
 
 // isBroken tells what is wrong in the repository from what went wrong.
@@ -79,43 +103,60 @@ func isBroken(err error) bool {
 	return false
 }
 
-// upgrade handles the image of one manifest stream.
-func (u *Upgraded) upgrade(ctx context.Context, repo *composefs.Repo, stream string, limits Limits) error {
+// outdatedImage is an image that lacks plain EROFS images.
+type outdatedImage struct {
+	manifest, config *Document
+	layers           int
+	missing          []erofs.Version
+}
+
+// outdated looks at the image of one manifest stream. It is nil when there is
+// nothing to do.
+func (u *Upgraded) outdated(repo *composefs.Repo, stream string) (*outdatedImage, error) {
 	text, ok := strings.CutPrefix(stream, manifestPrefix)
 	digest, err := ParseDigest(text)
 	if !ok || err != nil {
 		u.Skipped++
-		return nil
+		return nil, nil
 	}
 	manifest, err := OpenManifest(repo, digest)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	parsed, err := ParseManifest(manifest.Raw)
 	if errors.Is(err, ErrNotContainer) {
 		u.Skipped++
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	config, err := configOf(repo, manifest, parsed)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	missing, err := missingImages(repo, config)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(missing) == 0 {
 		u.Current++
-		return nil
+		return nil, nil
 	}
-	image, err := imageOf(repo, manifest, config, len(parsed.Layers))
+	return &outdatedImage{manifest, config, len(parsed.Layers), missing}, nil
+}
+
+// upgrade handles the image of one manifest stream.
+func (u *Upgraded) upgrade(ctx context.Context, repo *composefs.Repo, stream string, limits Limits) error {
+	old, err := u.outdated(repo, stream)
+	if old == nil || err != nil {
+		return err
+	}
+	image, err := imageOf(repo, old.manifest, old.config, old.layers)
 	if err != nil {
 		return err
 	}
-	if err := image.buildPlain(ctx, repo, missing, limits); err != nil {
+	if err := image.buildPlain(ctx, repo, old.missing, limits); err != nil {
 		return err
 	}
 	if _, err := Commit(ctx, repo, image); err != nil {

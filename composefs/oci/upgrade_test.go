@@ -87,6 +87,9 @@ func TestUpgrade(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if n, err := oci.Outdated(t.Context(), repo); n != 4 || err != nil || repo.Unflushed() {
+				t.Errorf("%d images are outdated, %v", n, err)
+			}
 			up, err := oci.Upgrade(t.Context(), repo, oci.Limits{})
 			if err != nil {
 				t.Fatal(err)
@@ -130,6 +133,9 @@ func TestUpgrade(t *testing.T) {
 			}
 
 			again, err := oci.Upgrade(t.Context(), repo, oci.Limits{})
+			if n, err := oci.Outdated(t.Context(), repo); n != 0 || err != nil {
+				t.Errorf("%d images are outdated still, %v", n, err)
+			}
 			if err != nil || again.Images != 0 || again.Current != 4 {
 				t.Errorf("second upgrade: %+v, %v", again, err)
 			}

@@ -28,6 +28,7 @@ var layers = [][]string{
 	{"composefs/dumpfile"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
 	{"composefs/oci"},
+	{"composefs/bootc"},
 	{"pipeline/fetch"},
 	{"pipeline"},
 	{"cmd/cfs-pull"},
