@@ -177,7 +177,8 @@ func (r *Repo) renew(dir, name string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := retry(func() error { return unix.UtimesNanoAt(fd, name, nil, unix.AT_SYMLINK_NOFOLLOW) }); err != nil {
+	err = retry(func() error { return unix.UtimesNanoAt(fd, name, nil, unix.AT_SYMLINK_NOFOLLOW) })
+	if err != nil && !errors.Is(err, unix.ENOENT) { // others may have removed it
 		return r.pathError("set time of", dir+"/"+name, err)
 	}
 	return nil

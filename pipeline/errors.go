@@ -21,6 +21,7 @@ const (
 	StageTag         Stage = "tag"
 	StageBootImage   Stage = "boot-image"
 	StageBootEntries Stage = "boot-entries"
+	StageGC          Stage = "gc"
 )
 
 // StageError says in which stage a pull failed.
@@ -69,6 +70,20 @@ func atStage(stage Stage, err error) error {
 	}
 	return &StageError{Stage: stage, Err: err}
 }
+
+// KeepError reports something that garbage collection is to keep and that is
+// not there.
+type KeepError struct {
+	Reference string
+	Err       error
+}
+
+func (e *KeepError) Error() string {
+	return fmt.Sprintf("keep %q: %v; nothing was removed", e.Reference, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *KeepError) Unwrap() error { return e.Err }
 
 // ErrNoBootEntries reports an image without anything to boot.
 var ErrNoBootEntries = errors.New("no boot entries: neither /boot/loader/entries/*.conf, " +
