@@ -359,6 +359,29 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// TestArchiveIsUnpackedInRepository makes sure that a compressed archive needs
+// no space but on the repository's file system.
+func TestArchiveIsUnpackedInRepository(t *testing.T) {
+	tarTool := testutil.RequireTool(t, "tar", "tar")
+	archive := filepath.Join(t.TempDir(), "image.tar.gz")
+	if out, err := exec.Command(tarTool, "-C", randomLayers(t, 1, 1000), "-czf", archive, ".").CombinedOutput(); err != nil {
+		t.Fatalf("tar: %v\n%s", err, out)
+	}
+	o := pullOptions(newRepo(t, composefs.InitOptions{}), "oci-archive:"+archive)
+	o.NoBoot = true
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "absent"))
+	mustPull(t, o)
+	names, err := os.ReadDir(o.Repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range names {
+		if !slices.Contains([]string{"images", "meta.json", "objects", "streams"}, e.Name()) {
+			t.Errorf("%s was left in the repository", e.Name())
+		}
+	}
+}
+
 func TestEvents(t *testing.T) {
 	layout := randomLayers(t, 2, 1<<20)
 	o := pullOptions(newRepo(t, composefs.InitOptions{}), "oci:"+layout+":latest")
