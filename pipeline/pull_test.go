@@ -330,7 +330,7 @@ func TestInterrupted(t *testing.T) {
 	if !errors.Is(err, stop) && !errors.Is(err, context.Canceled) {
 		t.Fatalf("pull: %v", err)
 	}
-	if took := time.Since(begin); took > 20*time.Second {
+	if took := time.Since(begin); took > 40*time.Second { // the stall would take two minutes
 		t.Errorf("the pull took %v to stop", took)
 	}
 	if result.Tagged {
