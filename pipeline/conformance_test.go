@@ -164,16 +164,40 @@ func TestSameTree(t *testing.T) {
 			}
 			for kind, init := range kinds {
 				want := readExpectation(t, vectors, test.same)[kind]
-				result, err := pipeline.Direct(t.Context(), pullOptions(newRepo(t, init), test.reference))
+				repo := newRepo(t, init)
+				result, err := pipeline.Direct(t.Context(), pullOptions(repo, test.reference))
 				if err != nil {
 					t.Fatal(err)
 				}
+				checkStoredManifest(t, repo, result)
 				if result.Image.ID.String() != want.ImageID || result.BootImage.ID.String() != want.BootImageID {
 					t.Errorf("%s: ids %s and %s, want %s and %s", kind,
 						result.Image.ID, result.BootImage.ID, want.ImageID, want.BootImageID)
 				}
 			}
 		})
+	}
+}
+
+// checkStoredManifest wants manifest and config in the repository as they came,
+// whatever their type.
+func checkStoredManifest(t *testing.T, path string, r *pipeline.Result) {
+	t.Helper()
+	repo, err := composefs.Open(t.Context(), path, composefs.OpenOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	for digest, open := range map[oci.Digest]func(*composefs.Repo, oci.Digest) (*oci.Document, error){
+		r.ManifestDigest: oci.OpenManifest, r.ConfigDigest: oci.OpenConfig,
+	} {
+		document, err := open(repo, digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := oci.DigestOf(document.Raw); got != digest {
+			t.Errorf("what is stored as %s has digest %s", digest, got)
+		}
 	}
 }
 
