@@ -25,7 +25,7 @@ var layers = [][]string{
 	{"fsverity"},
 	{"composefs/tree"},
 	{"composefs/splitstream", "erofs"},
-	{"composefs/dumpfile"},
+	{"composefs/dumpfile", "composefs/scan"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
 	{"composefs/oci"},
 	{"pipeline/fetch"},
