@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"composefs/splitstream", "erofs"},
 	{"composefs/dumpfile", "composefs/scan"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
-	{"composefs/oci"},
+	{"composefs/mount", "composefs/oci"},
 	{"pipeline/fetch"},
 	{"pipeline"},
 	{"cmd/cfs-pull"},
