@@ -32,6 +32,8 @@ type Scenario struct {
 	Age func(dir string) error
 	// Command is what is disturbed.
 	Command []string
+	// Cut says that the power is cut during the command, too.
+	Cut bool
 	// Tags are refs below streams/refs/oci that are there after Command.
 	Tags []string
 }
@@ -50,11 +52,12 @@ var initRepo = []string{"init", "--repo", "repo", "--allow-missing-verity"}
 func Scenarios() []Scenario {
 	return []Scenario{
 		{
-			Name: "pull/init", Command: pullArgs(imageOne, "--init", "--allow-missing-verity", "--tag", "os"), Tags: []string{"os"},
+			Name: "pull/init", Command: pullArgs(imageOne, "--init", "--allow-missing-verity", "--tag", "os"),
+			Cut: true, Tags: []string{"os"},
 		},
 		{
 			Name: "pull/update", Before: [][]string{initRepo, pullArgs(imageOne, "--tag", "os")},
-			Command: pullArgs(imageTwo, "--tag", "os"), Tags: []string{"os"},
+			Command: pullArgs(imageTwo, "--tag", "os"), Cut: true, Tags: []string{"os"},
 		},
 		{
 			// Config and manifest of an image that is there are written anew.
