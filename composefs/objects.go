@@ -191,6 +191,11 @@ func (r *Repo) PutID(id fsverity.Digest, data []byte) (Outcome, error) {
 	if ok {
 		return Present, nil
 	}
+	return r.putID(id, data)
+}
+
+// putID is PutID for an object that is not there.
+func (r *Repo) putID(id fsverity.Digest, data []byte) (Outcome, error) {
 	return r.fill(id, int64(len(data)), func(fd int) error {
 		if err := writeAll(fd, data); err != nil {
 			return fmt.Errorf("write object %s to repository %s: %w", id, r.path, err)

@@ -51,7 +51,19 @@ func (r *Repo) CloneFile(f *os.File, id fsverity.Digest, size int64) (Outcome, e
 	if ok {
 		return Present, nil
 	}
-	o, err := r.fill(id, size, func(fd int) error { return cloneWhole(fd, f, size) })
+	return r.cloneFile(f, id, size, nil)
+}
+
+// cloneFile is CloneFile for an object that is not there. The object gets its
+// name only if check, which may be nil, finds nothing wrong when f has been
+// cloned.
+func (r *Repo) cloneFile(f *os.File, id fsverity.Digest, size int64, check func() error) (Outcome, error) {
+	o, err := r.fill(id, size, func(fd int) error {
+		if err := cloneWhole(fd, f, size); err != nil || check == nil {
+			return err
+		}
+		return check()
+	})
 	if err != nil {
 		return 0, fmt.Errorf("clone %s as object %s: %w", f.Name(), id, err)
 	}
@@ -116,7 +128,14 @@ func (r *Repo) LinkFile(f *os.File, id fsverity.Digest) (Outcome, error) {
 	if ok {
 		return Present, nil
 	}
-	o, err := r.linkFrom(f, st.Dev, id, st.Size)
+	return r.adoptFile(f, st.Dev, id, st.Size, nil)
+}
+
+// adoptFile is LinkFile for an object that is not there, of a file of size
+// bytes on device dev. Nothing happens unless check, which may be nil, finds
+// nothing wrong.
+func (r *Repo) adoptFile(f *os.File, dev uint64, id fsverity.Digest, size int64, check func() error) (Outcome, error) {
+	o, err := r.linkFrom(f, dev, id, size, check)
 	if err != nil {
 		return 0, fmt.Errorf("link %s as object %s: %w", f.Name(), id, err)
 	}
@@ -126,8 +145,7 @@ func (r *Repo) LinkFile(f *os.File, id fsverity.Digest) (Outcome, error) {
 	return o, nil
 }
 
-// linkFrom gives a file elsewhere, on device dev, an object's name.
-func (r *Repo) linkFrom(f *os.File, dev uint64, id fsverity.Digest, size int64) (Outcome, error) {
+func (r *Repo) linkFrom(f *os.File, dev uint64, id fsverity.Digest, size int64, check func() error) (Outcome, error) {
 	// Before the file is changed for good.
 	objects, err := r.objectsDir(true)
 	if err != nil {
@@ -139,6 +157,11 @@ func (r *Repo) linkFrom(f *os.File, dev uint64, id fsverity.Digest, size int64) 
 	}
 	if there.Dev != dev {
 		return 0, &ShareError{Method: Hardlinked, Everywhere: true, Err: unix.EXDEV}
+	}
+	if check != nil {
+		if err := check(); err != nil {
+			return 0, err
+		}
 	}
 	if !r.noVerity.Load() {
 		if err := r.enableVerity(f, id); err != nil {
