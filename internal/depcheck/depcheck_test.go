@@ -36,7 +36,7 @@ var layers = [][]string{
 
 // testOnly are packages that only tests, demonstrations and benchmarks use.
 var testOnly = []string{
-	"bench", "erofs/internal/erofstest", "internal/demo", "internal/depcheck", "internal/loopfs", "internal/microvm", "internal/ocilayout",
+	"bench", "erofs/internal/erofstest", "internal/crashtest", "internal/demo", "internal/depcheck", "internal/loopfs", "internal/microvm", "internal/ocilayout",
 	"internal/realimage", "internal/repodump", "internal/securemode", "internal/testregistry", "internal/testutil",
 }
 
