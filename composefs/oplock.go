@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
 
 // The file of the operation lock, in the directory below a repository that
@@ -41,10 +43,7 @@ func LockOperation(ctx context.Context, path string, timeout time.Duration) (rel
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(ctx, f, path, unix.LOCK_EX, newWaiter(timeout)); err != nil {
-		if e, ok := errors.AsType[*LockError](err); ok {
-			e.Operation = true
-		}
+	if err := filelock.Flock(ctx, f, "operations on repository", unix.LOCK_EX, newWaiter(timeout)); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return func() error {
@@ -72,7 +71,7 @@ func openOperationFile(root *os.File, path string) (*os.File, error) {
 	if err != nil {
 		return nil, fail("open", name, err)
 	}
-	return os.NewFile(uintptr(fd), path+"/"+name), nil
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // looksLikeRepository keeps files out of directories that are something else.

@@ -26,10 +26,10 @@ func TestLockOperation(t *testing.T) {
 	}
 	_, err := LockOperation(t.Context(), path, 20*time.Millisecond)
 	e, ok := errors.AsType[*LockError](err)
-	if !ok || !errors.Is(err, ErrLocked) || !e.Operation || e.Waited < 20*time.Millisecond {
+	if !ok || !errors.Is(err, ErrLocked) || !e.Exclusive || e.Waited < 20*time.Millisecond {
 		t.Fatalf("error %v", err)
 	}
-	for _, want := range []string{"operation lock", path, fmt.Sprintf("pid %d", os.Getpid())} {
+	for _, want := range []string{"operations on repository " + path, fmt.Sprintf("pid %d", os.Getpid())} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("message %q has no %q", err, want)
 		}
