@@ -18,10 +18,17 @@ import (
 // It checks the structure of the whole image, and fails rather than leave out
 // an object: garbage collection depends on it.
 func (im *Image) Objects() ([]fsverity.Digest, error) {
+	return im.objects(false)
+}
+
+func (im *Image) objects(restricted bool) ([]fsverity.Digest, error) {
 	seen := map[fsverity.Digest]struct{}{}
-	w := &walker{im: im, object: func(d fsverity.Digest) { seen[d] = struct{}{} }}
+	w := &walker{im: im, restricted: restricted, object: func(d fsverity.Digest) { seen[d] = struct{}{} }}
 	if err := w.walk(); err != nil {
 		return nil, err
+	}
+	if restricted && im.version.epoch1() && w.stubs != 256 {
+		return nil, corrupt("the root has %d of the 256 names \"00\" to \"ff\"", w.stubs)
 	}
 	all := make([]fsverity.Digest, 0, len(seen))
 	for d := range seen {
@@ -34,6 +41,13 @@ func (im *Image) Objects() ([]fsverity.Digest, error) {
 	return all, nil
 }
 
+// Check is Objects with the rules that composefs has beyond the structure: an
+// image of format 0 or 1 has all names "00" to "ff" in its root and whiteouts
+// nowhere else, and one of format 2 has no escaped whiteouts.
+func (im *Image) Check() ([]fsverity.Digest, error) {
+	return im.objects(true)
+}
+
 // walker visits every inode of an image once. No two inodes and no two
 // directories may share bytes, so that the work is proportional to the size of
 // the image.
@@ -41,6 +55,9 @@ type walker struct {
 	im     *Image
 	object func(fsverity.Digest)
 	build  *builder // makes the tree, if there is one
+
+	restricted bool // apply the rules of Check
+	stubs      int  // names "00" to "ff" of the root
 
 	attrs   attrReader
 	claimed bitmap // 32-byte slots that belong to something
@@ -139,6 +156,10 @@ func (w *walker) visit(n *diskInode, name string) error {
 	if err := w.claim(n); err != nil {
 		return err
 	}
+	if w.restricted && !w.im.version.epoch1() && n.kind == tree.Regular &&
+		slices.ContainsFunc(attrs, func(x tree.Xattr) bool { return x.Name == attrWhiteout }) {
+		return corrupt("inode %d is an escaped whiteout, which format 2 does not have", n.nid)
+	}
 	if w.object != nil {
 		if !ref.digest.IsZero() {
 			w.object(ref.digest)
@@ -211,6 +232,15 @@ func (w *walker) entry(f *walkFrame) error {
 	}
 	if d.fileType != direntTypes[n.kind] {
 		return corrupt("entry %q of directory %d has type %d, and its inode another one", d.name, f.inode.nid, d.fileType)
+	}
+	if w.restricted && w.im.version.epoch1() {
+		inRoot := len(w.stack) == 1
+		if inRoot && isStubName(string(d.name)) {
+			w.stubs++
+		}
+		if !inRoot && n.isWhiteout() {
+			return corrupt("inode %d is a whiteout that is not escaped", n.nid)
+		}
 	}
 	name := ""
 	if w.build != nil {
