@@ -18,17 +18,9 @@ import (
 // It checks the structure of the whole image, and fails rather than leave out
 // an object: garbage collection depends on it.
 func (im *Image) Objects() ([]fsverity.Digest, error) {
-	return im.objects(false)
-}
-
-func (im *Image) objects(restricted bool) ([]fsverity.Digest, error) {
 	seen := map[fsverity.Digest]struct{}{}
-	w := &walker{im: im, restricted: restricted, object: func(d fsverity.Digest) { seen[d] = struct{}{} }}
-	if err := w.walk(); err != nil {
+	if err := im.EachObject(func(d fsverity.Digest) { seen[d] = struct{}{} }); err != nil {
 		return nil, err
-	}
-	if restricted && im.version.epoch1() && w.stubs != 256 {
-		return nil, corrupt("the root has %d of the 256 names \"00\" to \"ff\"", w.stubs)
 	}
 	all := make([]fsverity.Digest, 0, len(seen))
 	for d := range seen {
@@ -41,11 +33,26 @@ func (im *Image) objects(restricted bool) ([]fsverity.Digest, error) {
 	return all, nil
 }
 
-// Check is Objects with the rules that composefs has beyond the structure: an
-// image of format 0 or 1 has all names "00" to "ff" in its root and whiteouts
-// nowhere else, and one of format 2 has no escaped whiteouts.
-func (im *Image) Check() ([]fsverity.Digest, error) {
-	return im.objects(true)
+// EachObject is [Image.Objects] for callers that keep their own account of
+// objects: f is called in the order of the image and repeatedly for an object
+// that several inodes refer to, also before an error is returned.
+func (im *Image) EachObject(f func(fsverity.Digest)) error {
+	w := &walker{im: im, object: f}
+	return w.walk()
+}
+
+// Check is EachObject with the rules that composefs has beyond the structure:
+// an image of format 0 or 1 has all names "00" to "ff" in its root and
+// whiteouts nowhere else, and one of format 2 has no escaped whiteouts.
+func (im *Image) Check(f func(fsverity.Digest)) error {
+	w := &walker{im: im, object: f, restricted: true}
+	if err := w.walk(); err != nil {
+		return err
+	}
+	if im.version.epoch1() && w.stubs != 256 {
+		return corrupt("the root has %d of the 256 names \"00\" to \"ff\"", w.stubs)
+	}
+	return nil
 }
 
 // walker visits every inode of an image once. No two inodes and no two

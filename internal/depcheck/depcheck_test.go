@@ -22,7 +22,7 @@ const module = "github.com/cfs-pull/cfs-pull/"
 // layers are the packages from the bottom up. A package may import those of
 // the lines before its own.
 var layers = [][]string{
-	{"fsverity"},
+	{"fsverity", "internal/rooted"},
 	{"composefs/tree"},
 	{"composefs/splitstream", "erofs"},
 	{"composefs/dumpfile"},

@@ -8,9 +8,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
-	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -565,46 +563,4 @@ func TestSkopeoArchives(t *testing.T) {
 		}
 		readAll(t, img)
 	})
-}
-
-func TestReadBelow(t *testing.T) {
-	root, outside := t.TempDir(), t.TempDir()
-	writeFile(t, filepath.Join(outside, "secret"), []byte("outside"))
-	writeFile(t, filepath.Join(root, "a/file"), []byte("inside"))
-	writeFile(t, filepath.Join(root, outside, "secret"), []byte("inside"))
-	link := func(target, name string) { must(t, os.Symlink(target, filepath.Join(root, name))) }
-	link("a/file", "relative")
-	link("/a/file", "absolute")
-	link(filepath.Join(outside, "secret"), "escape")
-	link("../../../../../../../../a/file", "dotdot")
-	link("loop", "loop")
-	link(outside, "dir")
-	link("/proc/self/environ", "magic")
-	must(t, syscall.Mkfifo(filepath.Join(root, "fifo"), 0o600))
-	for _, test := range []struct {
-		path, want string
-		absent     bool
-	}{
-		{"a/file", "inside", false},
-		{"relative", "inside", false},
-		{"absolute", "inside", false},
-		{"escape", "inside", false},
-		{"dotdot", "inside", false},
-		{"dir/secret", "inside", false},
-		{"../" + filepath.Base(outside) + "/secret", "", true},
-		{"absent", "", true},
-		{"a/file/deeper", "", true},
-		{"magic", "", true},
-		{"loop", "", false},
-		{"fifo", "", false},
-		{"a", "", false},
-	} {
-		data, err := readBelow(root, test.path, 100)
-		if string(data) != test.want || (err == nil) != (test.want != "") || errors.Is(err, fs.ErrNotExist) != test.absent {
-			t.Errorf("%s: %q, %v; want %q, absent: %v", test.path, data, err, test.want, test.absent)
-		}
-	}
-	if _, err := readBelow(root, "a/file", 3); err == nil {
-		t.Error("no error for a file over the limit")
-	}
 }
