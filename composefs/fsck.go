@@ -356,21 +356,29 @@ func (c *Checker) checkRoot(ctx context.Context) error {
 			c.report(UnexpectedType, Error, name, "it is not a directory")
 		}
 	}
-	return c.eachEntry(ctx, ".", func(_ int, name string, _ uint8) {
-		if strings.HasPrefix(name, tmpLink) || strings.HasPrefix(name, tmpMeta) {
-			c.leaked(".", name)
+	return c.eachEntry(ctx, ".", func(_ int, name string, kind uint8) {
+		if isLeaked(".", name, kind) {
+			c.reportLeaked(".", name)
 		}
 	})
 }
 
-// leaked reports a temporary file.
-func (c *Checker) leaked(dir, name string) {
+// isLeaked reports whether a name in a directory is that of an unfinished file
+// or link.
+func isLeaked(dir, name string, kind uint8) bool {
+	return slices.ContainsFunc(leaked, func(l leakedName) bool {
+		return l.dir == dir && l.kind == kind && isTemporary(name, l.prefix)
+	})
+}
+
+// reportLeaked reports an unfinished file or link.
+func (c *Checker) reportLeaked(dir, name string) {
 	path := strings.TrimPrefix(dir+"/"+name, "./")
 	c.Report(Finding{
 		Kind: LeakedTemporary, Severity: Warning, Path: path, Repairable: true,
-		Message: "a temporary file of a program that was interrupted, or that is running",
+		Message: "an unfinished file or link of a program that was interrupted, or that is running",
 	})
-	c.fix(stageClean, path, "removed a temporary file", func(context.Context) error { return c.repo.unlink(dir, name) })
+	c.fix(stageClean, path, "removed an unfinished file", func(context.Context) error { return c.repo.unlink(dir, name) })
 }
 
 // checkAttributes looks at the mode of something that is not a link.

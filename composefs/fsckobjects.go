@@ -95,8 +95,8 @@ func (c *Checker) listObjects(ctx context.Context, b *batcher) {
 			fans[fan] = true
 		case ok:
 			c.report(UnexpectedType, Error, path, "it is not a directory, but %s", fileType(kind))
-		case strings.HasPrefix(name, tmpObject) && kind == unix.DT_REG:
-			c.leaked(objectsName, name)
+		case isLeaked(objectsName, name, kind):
+			c.reportLeaked(objectsName, name)
 		default:
 			c.report(StrayFile, Warning, path, "%s that does not belong here", fileType(kind))
 		}
