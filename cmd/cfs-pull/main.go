@@ -94,5 +94,8 @@ func newRootCommand() *cobra.Command {
 		return &usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
 	cmd.AddCommand(newInitCommand(), newVersionCommand())
+	cmd.AddCommand(newImagesCommand(), newInspectCommand(), newStatusCommand(), newTagCommand(), newUntagCommand())
+	cmd.AddCommand(newLsCommand(), newCatCommand(), newDumpCommand(), newComputeIDCommand())
+	cmd.AddCommand(newMountCommand(), newUmountCommand())
 	return cmd
 }
