@@ -8,18 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"runtime"
 	"strings"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 )
 
 const (
-	// maxResolveRetries bounds how often a look-up starts again because
-	// something was renamed meanwhile anywhere on the system.
-	maxResolveRetries = 1000
-
 	// maxName is the longest name of a directory entry, in bytes.
 	maxName = 255
 
@@ -37,26 +34,7 @@ const (
 // below it; a link that leads out, or one of /proc's, is an error. O_CLOEXEC is
 // implied. The error is an errno.
 func openBeneath(dirfd int, path string, flags int, mode uint32) (int, error) {
-	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC),
-		Mode:    uint64(mode),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	for try := 0; ; try++ {
-		fd, err := unix.Openat2(dirfd, path, &how)
-		switch {
-		case err == nil:
-			return fd, nil
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EAGAIN) && try < maxResolveRetries:
-			runtime.Gosched()
-			continue
-		case errors.Is(err, unix.ENOSYS):
-			return -1, fmt.Errorf("openat2 is missing, Linux 5.6 or newer is needed: %w", err)
-		}
-		return -1, err
-	}
+	return rooted.Open(dirfd, path, flags, mode, rooted.Beneath)
 }
 
 // retry calls f until no signal interrupts it.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
 
 // OpenObjects opens the directory objects/, which a mount takes its files
@@ -131,6 +132,14 @@ var fileSystemNames = map[int64]string{
 	0xca451a4e:                 "bcachefs",
 }
 
+// fileSystemName is the type of a file system as in mount(8).
+func fileSystemName(st *unix.Statfs_t) string {
+	if name, ok := fileSystemNames[int64(st.Type)]; ok {
+		return name
+	}
+	return fmt.Sprintf("%#x", uint32(st.Type))
+}
+
 // FileSystem describes the file system that the repository is on.
 func (r *Repo) FileSystem() (FileSystem, error) {
 	if err := r.enter(); err != nil {
@@ -141,13 +150,9 @@ func (r *Repo) FileSystem() (FileSystem, error) {
 	if err := retry(func() error { return unix.Fstatfs(r.rootfd(), &st) }); err != nil {
 		return FileSystem{}, fmt.Errorf("stat file system of %s: %w", r.path, err)
 	}
-	name, ok := fileSystemNames[int64(st.Type)]
-	if !ok {
-		name = fmt.Sprintf("%#x", uint32(st.Type))
-	}
 	block := uint64(st.Bsize)
 	return FileSystem{
-		Type: name, Size: st.Blocks * block, Available: st.Bavail * block,
+		Type: fileSystemName(&st), Size: st.Blocks * block, Available: st.Bavail * block,
 		ReadOnly: st.Flags&unix.ST_RDONLY != 0,
 	}, nil
 }
@@ -242,6 +247,6 @@ func (r *Repo) LockHolders() ([]LockHolder, error) {
 		return nil, err
 	}
 	defer r.leave()
-	holders := lockHolders(r.lock.file, false)
+	holders := filelock.FlockHolders(r.lock.file, false)
 	return slices.DeleteFunc(holders, func(h LockHolder) bool { return h.PID == os.Getpid() }), nil
 }

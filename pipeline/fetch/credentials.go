@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 )
 
 // maxAuthFile bounds a credential file in bytes.
@@ -110,7 +112,7 @@ func FindCredentials(roots []string) (*Credentials, []string, error) {
 		for _, path := range rootedAuthFiles {
 			name := joinRoot(root, path)
 			searched = append(searched, name)
-			content, err := readBelow(root, path, maxAuthFile)
+			content, err := rooted.ReadFile(root, path, maxAuthFile)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/types"
+
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 )
 
 // maxDirFile bounds each file in a dir: image that is not a blob, in bytes.
@@ -43,7 +45,7 @@ func newDirSource(ctx context.Context, ref types.ImageReference, sys *types.Syst
 		}
 		f.Close()
 		if size > maxDirFile {
-			return nil, tooLarge(f.Name(), maxDirFile)
+			return nil, rooted.TooLarge(f.Name(), maxDirFile)
 		}
 	}
 	src, err := ref.NewImageSource(ctx, sys)

@@ -18,6 +18,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/types"
+
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 )
 
 // fileStore is a place with files by name: a directory or an archive. It is
@@ -53,9 +55,9 @@ func readStoreFile(s fileStore, name string, limit int64) ([]byte, error) {
 	}
 	defer f.Close()
 	if size > limit {
-		return nil, tooLarge(name, limit)
+		return nil, rooted.TooLarge(name, limit)
 	}
-	return readLimited(f, name, limit)
+	return rooted.ReadLimited(f, name, limit)
 }
 
 // noSignatures is the part of types.ImageSource that is the same for all

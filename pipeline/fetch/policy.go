@@ -16,6 +16,8 @@ import (
 	"go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
+
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 )
 
 // maxPolicyFile bounds a policy file in bytes.
@@ -75,7 +77,7 @@ func (p *policy) find(roots []string) ([]byte, error) {
 			var content []byte
 			path, err := filepath.Rel(root, p.source)
 			if err == nil {
-				content, err = readBelow(root, path, maxPolicyFile)
+				content, err = rooted.ReadFile(root, path, maxPolicyFile)
 			}
 			if errors.Is(err, fs.ErrNotExist) {
 				continue

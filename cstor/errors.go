@@ -1,0 +1,47 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cstor
+
+import (
+	"errors"
+	"fmt"
+)
+
+// What callers branch on; test with [errors.Is].
+var (
+	// ErrNoStore: there is no containers-storage at that path.
+	ErrNoStore = errors.New("no containers-storage")
+	// ErrUnsupported: the store, or an image in it, is of a kind that is not
+	// supported, for instance one made with fuse-overlayfs.
+	ErrUnsupported = errors.New("not supported")
+	// ErrCorrupt: a record of the store contradicts itself or what it
+	// describes. Nothing is guessed then.
+	ErrCorrupt = errors.New("containers-storage is damaged")
+)
+
+// NotFoundError is an image that a store does not have. Any other failure is
+// no reason to say so.
+type NotFoundError struct {
+	GraphRoot string
+	Name      string
+}
+
+func (e *NotFoundError) Error() string {
+	return fmt.Sprintf("find image %s in containers-storage %s: no such image", e.Name, e.GraphRoot)
+}
+
+// IntegrityError is a layer that is not what the image's config promises. It is
+// not in the store.
+type IntegrityError struct {
+	Reference string
+	Layer     int // index in the manifest, counted from 0
+	Layers    int
+	Digest    string // of the blob
+	Want, Got string // diff_ids
+}
+
+func (e *IntegrityError) Error() string {
+	return fmt.Sprintf("verify image %s: layer %d of %d (%s): the uncompressed archive has digest %s, the config says %s",
+		e.Reference, e.Layer+1, e.Layers, e.Digest, e.Got, e.Want)
+}
