@@ -62,7 +62,8 @@ type Repo struct {
 	enforce  bool  // objects must have it
 	readOnly error // why nothing can be written; nil when it can
 
-	dirs objectDirs
+	dirs   objectDirs
+	proven provenObjects
 
 	// What this file system turned out not to have.
 	noVerity    atomic.Bool // only noted when it is not required
