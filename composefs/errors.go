@@ -47,6 +47,13 @@ var (
 	// ErrInUse: handles, streams or temporary files are still open.
 	ErrInUse = errors.New("repository is still in use by this process")
 
+	// ErrUndecided: garbage collection cannot tell what is in use, and has
+	// removed nothing.
+	ErrUndecided = errors.New("cannot tell what is in use, so nothing was removed")
+
+	// ErrKeep: what garbage collection is to keep does not exist.
+	ErrKeep = errors.New("no stream or image has the name that is to be kept")
+
 	// ErrClosed: the handle was closed.
 	ErrClosed = errors.New("repository handle is closed")
 )

@@ -19,6 +19,10 @@ import (
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
+// tmpMeta begins the names of an unfinished meta.json in the root, where the
+// file system does not have files without a name.
+const tmpMeta = ".tmp-meta.json-"
+
 // InitOptions describes a new repository. The zero value is what bootc makes:
 // SHA-512, EROFS format 1, fs-verity required.
 type InitOptions struct {
@@ -155,7 +159,7 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 func (r *Repo) writeMeta(text []byte) (f *os.File, tmp string, err error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	fd, tmp, err := r.createFD(r.rootfd(), ".tmp-meta.json-")
+	fd, tmp, err := r.createFD(r.rootfd(), tmpMeta)
 	if err != nil {
 		return nil, "", err
 	}

@@ -49,6 +49,11 @@ func (r *Repo) readLink(dir, name string) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
+	return r.readLinkAt(fd, dir, name)
+}
+
+// readLinkAt is readLink where dir is open.
+func (r *Repo) readLinkAt(fd int, dir, name string) (string, error) {
 	target, err := readlinkat(fd, name)
 	if errors.Is(err, unix.EINVAL) {
 		return "", fmt.Errorf("%w: %s/%s/%s is not a link", ErrIntegrity, r.path, dir, name)
@@ -64,7 +69,17 @@ func (r *Repo) entryID(dir, name string) (fsverity.Digest, error) {
 	if err := checkEntry(name); err != nil {
 		return fsverity.Digest{}, err
 	}
-	target, err := r.readLink(dir, name)
+	fd, err := r.openDir(dir)
+	if err != nil {
+		return fsverity.Digest{}, err
+	}
+	defer unix.Close(fd)
+	return r.readEntry(fd, dir, name)
+}
+
+// readEntry is entryID where dir is open and has an entry of that name.
+func (r *Repo) readEntry(fd int, dir, name string) (fsverity.Digest, error) {
+	target, err := r.readLinkAt(fd, dir, name)
 	if err != nil {
 		return fsverity.Digest{}, err
 	}

@@ -18,6 +18,10 @@ import (
 // objects. Neither reads the chunk stream of a splitstream, and neither holds
 // a table of digests in memory, whose length a hostile repository chooses.
 
+// ImageRefPrefix begins the names of those named refs of a stream that lead to
+// EROFS images and not to streams (specification section 4.2).
+const ImageRefPrefix = "composefs.image"
+
 // streamTables opens an object as a splitstream of any type and hands its
 // tables to f, which may use them until it returns. The file's errors are
 // those of openObject, splitstream's wrap [splitstream.ErrFormat].
