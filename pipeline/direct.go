@@ -17,7 +17,6 @@ import (
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
-	"github.com/cfs-pull/cfs-pull/composefs/tree"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
@@ -284,18 +283,6 @@ func (p *pull) untag() error {
 	tagged, err := p.hasTag(p.result.Tag)
 	p.result.Tagged = tagged
 	return err
-}
-
-// mergeLayers merges all layers of the image again; importLayers does so only
-// once, and the transforms work in place.
-func (p *pull) mergeLayers(ctx context.Context) (*tree.Node, error) {
-	m := oci.NewMerger(p.repo, p.Limits)
-	for i, diffID := range p.config.DiffIDs {
-		if err := m.Layer(ctx, p.image.Layers[diffID]); err != nil {
-			return nil, p.layerError(i, err)
-		}
-	}
-	return m.Root(), nil
 }
 
 // layerError says which layer of which image an error is about.
