@@ -67,6 +67,14 @@ func classify(err error) failure {
 		return failure{exitOther, "timeout", "what is complete was kept; run the same command again to go on"}
 	case is[*usageError](err), is[*fetch.UsageError](err):
 		return failure{exitUsage, "usage", ""}
+	case is[*oci.NotFoundError](err):
+		return failure{exitNotFound, "not-found", "\"cfs-pull images\" lists what is in the repository"}
+	case is[*oci.AmbiguousError](err):
+		return failure{exitUsage, "ambiguous", "write more of the digest"}
+	case errors.Is(err, oci.ErrReference), errors.Is(err, composefs.ErrBadName):
+		return failure{exitUsage, "usage", ""}
+	case errors.Is(err, oci.ErrBootcTag):
+		return failure{exitUsage, "bootc-tag", "to remove a tag that no deployment needs, insist with --force"}
 	case is[*fetch.NotFoundError](err):
 		return failure{exitNotFound, "not-found", ""}
 	case errors.Is(err, oci.ErrSameRepository):
