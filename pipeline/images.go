@@ -152,6 +152,16 @@ func (p *pull) findEntries(ctx context.Context, root *tree.Node) ([]boot.Entry, 
 		}
 		p.warn("%v", ErrNoBootEntries)
 	}
+	p.result.BootEntries, err = DescribeEntries(ctx, entries, content)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", p.Reference, err)
+	}
+	return entries, nil
+}
+
+// DescribeEntries describes boot entries for a result.
+func DescribeEntries(ctx context.Context, entries []boot.Entry, content boot.Content) ([]BootEntry, error) {
+	out := []BootEntry{}
 	for i := range entries {
 		e := &entries[i]
 		described := BootEntry{
@@ -162,13 +172,14 @@ func (p *pull) findEntries(ctx context.Context, root *tree.Node) ([]boot.Entry, 
 				Role: string(f.Role), Path: f.Path, Object: f.Node.Object, Size: f.Node.Size,
 			})
 		}
+		var err error
 		described.BootDigest, err = e.BootDigest(ctx, content)
 		if err != nil && !errors.Is(err, boot.ErrNoInitrd) && !errors.Is(err, boot.ErrNoKernel) {
-			return nil, fmt.Errorf("image %s: boot entry %s: %w", p.Reference, e.Name, err)
+			return nil, fmt.Errorf("boot entry %s: %w", e.Name, err)
 		}
-		p.result.BootEntries = append(p.result.BootEntries, described)
+		out = append(out, described)
 	}
-	return entries, nil
+	return out, nil
 }
 
 // bootVariants are the ways a unified kernel image may have been sealed, the
