@@ -35,8 +35,8 @@ type CheckOptions struct {
 	MaxFindings int
 	// Rule says what the name of a stream promises; nil: nothing.
 	Rule func(stream string) StreamRule
-	// Ref is told every ref of streams that leads to an entry, one after the
-	// other.
+	// Ref is told every ref of streams that can be read, one after the other.
+	// The entry that it leads to may be missing.
 	Ref func(Ref)
 	// Streams limits the check to the streams of these names and to what they
 	// lead to; nil stands for everything.
@@ -131,11 +131,14 @@ type Checker struct {
 	damaged    map[fsverity.Digest]Kind // objects
 	users      map[fsverity.Digest][]string
 	repairable map[fsverity.Digest]struct{}
-	blind      bool // some stream could not be read: what it refers to is unknown
+	tainted    map[fsverity.Digest]struct{} // streams with damaged content
+	blind      bool                         // some stream could not be read: what it refers to is unknown
 	fixes      []fix
 
 	sums map[fsverity.Digest]streamSum // of reassembled streams, also of rounds before
 	past *Checker                      // the round before
+
+	documents map[[sha256.Size]byte]fsverity.Digest // of FindDocument
 }
 
 // NewChecker prepares a check of a repository, which must stay open.
@@ -148,6 +151,7 @@ func NewChecker(r *Repo, o CheckOptions) *Checker {
 		damaged:    map[fsverity.Digest]Kind{},
 		users:      map[fsverity.Digest][]string{},
 		repairable: map[fsverity.Digest]struct{}{},
+		tainted:    map[fsverity.Digest]struct{}{},
 		sums:       map[fsverity.Digest]streamSum{},
 	}
 	if c.workers <= 0 {
@@ -206,16 +210,12 @@ func (c *Checker) Findings() ([]Finding, map[Kind]int) {
 	defer c.mu.Unlock()
 	for i := range list {
 		f := &list[i]
-		for _, id := range []fsverity.Digest{f.Object, f.Image} {
-			if id.IsZero() {
-				continue
-			}
-			if users := c.users[id]; len(users) > 0 && f.Object == id {
-				f.UsedBy = slices.Clone(users)
-			}
-			if _, ok := c.repairable[id]; ok {
-				f.Repairable = true
-			}
+		f.UsedBy = slices.Clone(c.users[f.Object])
+		if _, ok := c.repairable[f.Object]; ok && !f.Object.IsZero() {
+			f.Repairable = true
+		}
+		if _, ok := c.repairable[f.Image]; ok && f.Kind == ImageLinkMismatch {
+			f.Repairable = true
 		}
 		if f.Help == "" {
 			f.Help = help(f)
@@ -234,6 +234,21 @@ func (c *Checker) Damaged(id fsverity.Digest) bool {
 	defer c.mu.Unlock()
 	_, ok := c.damaged[id]
 	return ok
+}
+
+// Tainted reports whether something that a stream is made of was found to be
+// damaged, or is not what the stream's name promises.
+func (c *Checker) Tainted(stream fsverity.Digest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.tainted[stream]
+	return ok
+}
+
+func (c *Checker) taint(stream fsverity.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	remember(c.tainted, stream, struct{}{})
 }
 
 // SetRepairable notes that the object of an image can be made again, for the

@@ -49,19 +49,22 @@ func (c *Checker) checkImages(ctx context.Context) error {
 			return
 		}
 		c.Counts.ImagesChecked.Add(1)
-		if ok := c.checkImage(ctx, e.id); !ok {
-			c.Counts.ImagesDamaged.Add(1)
+		intact, complete := c.checkImage(ctx, e.id)
+		if !intact {
 			c.damage(e.id, ImageInvalid)
+		}
+		if !intact || !complete {
+			c.Counts.ImagesDamaged.Add(1)
 		}
 	})
 }
 
-// checkImage checks one image, which has a link, and that its objects are
-// there.
-func (c *Checker) checkImage(ctx context.Context, id fsverity.Digest) bool {
-	bad := func(kind Kind, object fsverity.Digest, format string, args ...any) bool {
+// checkImage checks one image, which has a link: whether it is intact, and
+// complete with its objects.
+func (c *Checker) checkImage(ctx context.Context, id fsverity.Digest) (intact, complete bool) {
+	bad := func(kind Kind, object fsverity.Digest, format string, args ...any) (bool, bool) {
 		c.Report(Finding{Kind: kind, Path: imagesDir + "/" + id.String(), Object: object, Image: id, Message: fmt.Sprintf(format, args...)})
-		return false
+		return false, false
 	}
 	f, err := c.repo.openUnchecked(id)
 	if err != nil {
@@ -74,7 +77,7 @@ func (c *Checker) checkImage(ctx context.Context, id fsverity.Digest) bool {
 	}
 	release, err := c.reserve(ctx, min(info.Size(), erofs.DefaultSize))
 	if err != nil {
-		return true // the check ends
+		return true, true // the check ends
 	}
 	defer release()
 	image, err := erofs.Open(f, info.Size())
@@ -84,10 +87,11 @@ func (c *Checker) checkImage(ctx context.Context, id fsverity.Digest) bool {
 	case err != nil:
 		return bad(ImageReadFailed, id, "%v", err)
 	}
-	ok, missing := true, map[fsverity.Digest]struct{}{}
+	complete = true
+	foreign, missing := false, map[fsverity.Digest]struct{}{}
 	err = image.Check(func(object fsverity.Digest) {
 		if object.Algorithm() != c.repo.meta.Algorithm {
-			ok = false
+			foreign = true
 			return
 		}
 		c.inScope(object)
@@ -96,18 +100,18 @@ func (c *Checker) checkImage(ctx context.Context, id fsverity.Digest) bool {
 		case errors.Is(err, fs.ErrNotExist):
 			remember(missing, object, struct{}{})
 		case err != nil:
-			ok = bad(StatFailed, object, "%v", err)
+			_, complete = bad(StatFailed, object, "%v", err)
 		}
 	})
 	switch {
 	case err != nil:
 		return bad(ImageInvalid, id, "%v", err)
-	case !ok:
+	case foreign:
 		return bad(ImageInvalid, id, "it names objects that cannot be in this repository")
 	}
 	for object := range missing {
-		ok = bad(ImageMissingObject, object, "object %s is missing", object)
+		_, complete = bad(ImageMissingObject, object, "object %s is missing", object)
 		c.damage(object, MissingObjectRef)
 	}
-	return ok
+	return true, complete
 }

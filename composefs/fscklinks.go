@@ -64,9 +64,9 @@ func (c *Checker) ImageLink(id fsverity.Digest) bool {
 	return ok && got == id
 }
 
-// StreamLinked reports whether any link leads to a stream's object.
-func (c *Checker) StreamLinked(id fsverity.Digest) bool {
-	return c.links[streamsDir].leadingTo(id) != nil
+// HasImageLink reports whether there is an entry images/<hex>, good or bad.
+func (c *Checker) HasImageLink(id fsverity.Digest) bool {
+	return c.links[imagesDir].entry(id.String()) != nil
 }
 
 // StreamNames lists the streams that have a link to an object that is there.
@@ -282,7 +282,6 @@ func (c *Checker) checkRef(kind, file, name string, fd, depth int) {
 		return
 	case e == nil && leads:
 		c.report(BrokenSymlink, Error, file, "it leads to %s/%s, which does not exist", kind, base)
-		return
 	case e == nil:
 		c.report(RefTargetInvalid, Error, file, "it leads to %.300q, which is not an entry of %s/", target, kind)
 		return

@@ -126,9 +126,7 @@ func isStrictHex(s string, n int) bool {
 }
 
 func (c *Checker) listFan(ctx context.Context, fan int, b *batcher) {
-	prefix := fmt.Sprintf("%02x", fan)
-	dir := objectsName + "/" + prefix
-	digits := 2*c.repo.meta.Algorithm.Size() - 2
+	dir := fanPath(fan)
 	first := true
 	err := c.eachEntry(ctx, dir, func(fd int, name string, _ uint8) {
 		if first {
@@ -138,18 +136,39 @@ func (c *Checker) listFan(ctx context.Context, fan int, b *batcher) {
 				c.checkAttributes(dir, &st)
 			}
 		}
-		if !isStrictHex(name, digits) {
-			c.report(ObjectInvalidName, Error, dir+"/"+name, "the name of an object has %d lower-case hex digits", digits)
+		if id, ok := c.objectID(fan, name); ok {
+			b.add(id)
 			return
 		}
-		// Cannot fail: the digits were counted.
-		if id, err := fsverity.ParseDigest(prefix + name); err == nil {
-			b.add(id)
-		}
+		c.report(ObjectInvalidName, Error, dir+"/"+name, "the name of an object has %d lower-case hex digits", c.repo.nameDigits())
 	})
 	if err != nil {
 		c.report(ObjectOpenFailed, Error, dir, "%v", err)
 	}
+}
+
+// eachObject calls f for each object of a directory. What goes wrong is for
+// listFan to say.
+func (c *Checker) eachObject(ctx context.Context, fan int, f func(fsverity.Digest)) {
+	_ = c.eachEntry(ctx, fanPath(fan), func(_ int, name string, _ uint8) {
+		if id, ok := c.objectID(fan, name); ok {
+			f(id)
+		}
+	})
+}
+
+func fanPath(fan int) string { return fmt.Sprintf("%s/%02x", objectsName, fan) }
+
+// nameDigits is how many digits the name of an object has in its directory.
+func (r *Repo) nameDigits() int { return 2*r.meta.Algorithm.Size() - 2 }
+
+// objectID is the object that a file in a directory of objects is.
+func (c *Checker) objectID(fan int, name string) (fsverity.Digest, bool) {
+	if !isStrictHex(name, c.repo.nameDigits()) {
+		return fsverity.Digest{}, false
+	}
+	id, err := fsverity.ParseDigest(fmt.Sprintf("%02x", fan) + name)
+	return id, err == nil
 }
 
 // check checks one object.

@@ -353,6 +353,9 @@ func (c *Checker) checkContent(ctx context.Context, s *streamItem) {
 		return
 	}
 	whole := !c.noteUsers(s, rd) && !s.missing
+	if !whole {
+		c.taint(s.id)
+	}
 
 	var rule StreamRule
 	for _, name := range s.names {
@@ -363,6 +366,7 @@ func (c *Checker) checkContent(ctx context.Context, s *streamItem) {
 	bad := func(kind Kind, severity Severity, format string, args ...any) {
 		if severity == Error {
 			c.Counts.StreamsDamaged.Add(1)
+			c.taint(s.id)
 		}
 		finding := Finding{Kind: kind, Severity: severity, Path: s.path(), Object: s.id, Message: fmt.Sprintf(format, args...)}
 		if len(s.names) > 0 {

@@ -102,7 +102,7 @@ func classify(err error) failure {
 	case errors.Is(err, composefs.ErrVerityUnavailable):
 		return failure{exitVerity, "fs-verity", "--allow-missing-verity creates a repository that does not require fs-verity"}
 	case is[*fetch.IntegrityError](err), errors.Is(err, oci.ErrIntegrity), errors.Is(err, composefs.ErrIntegrity),
-		is[*boot.MismatchError](err):
+		is[*boot.MismatchError](err), is[*damageError](err):
 		return failure{exitIntegrity, "integrity", ""}
 	case errors.Is(err, composefs.ErrLocked):
 		return failure{exitLocked, "locked", "--lock-timeout says how long to wait"}

@@ -93,7 +93,7 @@ func newRootCommand() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	cmd.AddCommand(newInitCommand(), newVersionCommand())
+	cmd.AddCommand(newFsckCommand(), newInitCommand(), newVersionCommand())
 	cmd.AddCommand(newImagesCommand(), newInspectCommand(), newStatusCommand(), newTagCommand(), newUntagCommand())
 	cmd.AddCommand(newLsCommand(), newCatCommand(), newDumpCommand(), newComputeIDCommand())
 	cmd.AddCommand(newMountCommand(), newUmountCommand())
