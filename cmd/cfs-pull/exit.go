@@ -83,6 +83,8 @@ func classify(err error) failure {
 		return failure{exitNotFound, "not-found", ""}
 	case is[*fetch.NotFoundError](err):
 		return failure{exitNotFound, "not-found", ""}
+	case errors.Is(err, oci.ErrSameRepository):
+		return failure{exitUsage, "same-repository", "\"cfs-pull tag\" gives an image another name"}
 	case is[*fetch.AuthError](err):
 		return failure{exitAuth, "authentication", "name a credential file with --authfile, or use --creds"}
 	case is[*fetch.PolicyError](err):

@@ -96,6 +96,7 @@ func newRootCommand() *cobra.Command {
 	cmd.AddCommand(
 		newCatCommand(),
 		newComputeIDCommand(),
+		newCopyCommand(),
 		newDumpCommand(),
 		newFsckCommand(),
 		newGCCommand(),
