@@ -29,7 +29,8 @@ var layers = [][]string{
 	{"composefs/dumpfile"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
 	{"composefs/oci"},
-	{"pipeline/fetch", "cstor"},
+	{"pipeline/fetch", "cstor/unpack"},
+	{"cstor"},
 	{"pipeline"},
 	{"cmd/cfs-pull"},
 }
