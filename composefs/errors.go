@@ -5,9 +5,8 @@ package composefs
 
 import (
 	"errors"
-	"fmt"
-	"strings"
-	"time"
+
+	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
 
 // What callers branch on; test with [errors.Is].
@@ -43,7 +42,7 @@ var (
 	ErrBadName = errors.New("invalid name")
 
 	// ErrLocked: a lock was not granted in time; the error is a [*LockError].
-	ErrLocked = errors.New("repository is locked")
+	ErrLocked = filelock.ErrLocked
 
 	// ErrInUse: handles, streams or temporary files are still open.
 	ErrInUse = errors.New("repository is still in use by this process")
@@ -53,37 +52,7 @@ var (
 )
 
 // LockHolder is a process that holds a conflicting lock.
-type LockHolder struct {
-	PID     int
-	Command string // empty when unknown
-}
+type LockHolder = filelock.Holder
 
 // LockError says which lock was not granted and who holds it.
-type LockError struct {
-	Path      string
-	Exclusive bool // the lock that was asked for
-	Holders   []LockHolder
-	Waited    time.Duration
-	Err       error // ErrLocked, or the context's error
-}
-
-func (e *LockError) Error() string {
-	var b strings.Builder
-	kind := "shared"
-	if e.Exclusive {
-		kind = "exclusive"
-	}
-	fmt.Fprintf(&b, "get %s lock of repository %s within %s", kind, e.Path, e.Waited.Round(time.Millisecond))
-	for i, h := range e.Holders {
-		b.WriteString([]string{": held by ", ", "}[min(i, 1)])
-		fmt.Fprintf(&b, "pid %d", h.PID)
-		if h.Command != "" {
-			fmt.Fprintf(&b, " (%s)", h.Command)
-		}
-	}
-	fmt.Fprintf(&b, ": %v", e.Err)
-	return b.String()
-}
-
-// Unwrap makes errors.Is find ErrLocked and the context's error.
-func (e *LockError) Unwrap() []error { return []error{ErrLocked, e.Err} }
+type LockError = filelock.Error

@@ -60,6 +60,42 @@ func (r *Repo) OpenImage(id fsverity.Digest) (*os.File, error) {
 	return r.openObject(id)
 }
 
+// OpenVerifiedImage is [Repo.OpenImage] for those who are about to trust the
+// image's content: it has the digest id, which the kernel enforces or which the
+// whole file was hashed for. What meta.json says about fs-verity does not
+// matter, since whoever can write to the repository can replace that file. A
+// mismatch is [ErrIntegrity].
+//
+// Without fs-verity nothing keeps the file from changing afterwards.
+func (r *Repo) OpenVerifiedImage(id fsverity.Digest) (*os.File, error) {
+	f, err := r.OpenImage(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.verifyContent(f, id); err != nil {
+		f.Close() // read-only
+		return nil, fmt.Errorf("open image %s: %w", id, err)
+	}
+	return f, nil
+}
+
+// verifyContent makes sure that a file has a digest.
+func (r *Repo) verifyContent(f *os.File, id fsverity.Digest) error {
+	got, err := r.verity.measure(f, r.meta.Algorithm)
+	if errors.Is(err, fsverity.ErrNotEnabled) || errors.Is(err, fsverity.ErrNotSupported) {
+		got, _, err = fsverity.SumFile(r.meta.Algorithm, f)
+	}
+	switch {
+	case errors.Is(err, fsverity.ErrOtherAlgorithm):
+		return fmt.Errorf("%w: %w", ErrIntegrity, err)
+	case err != nil:
+		return err
+	case got != id:
+		return fmt.Errorf("%w: its digest is %s", ErrIntegrity, got)
+	}
+	return nil
+}
+
 // ImageNames lists the first-level names of images, sorted; each should be a
 // digest in hex.
 func (r *Repo) ImageNames() ([]string, error) {
@@ -87,6 +123,16 @@ func (r *Repo) SetImageRef(ref string, id fsverity.Digest) error {
 	}
 	defer r.leave()
 	return r.setRef(imagesDir, ref, id.String())
+}
+
+// ImageRef is the name of the image that a ref leads to. Without such a ref the
+// error is [fs.ErrNotExist]. The image may be missing.
+func (r *Repo) ImageRef(ref string) (imageName string, err error) {
+	if err := r.enter(); err != nil {
+		return "", err
+	}
+	defer r.leave()
+	return r.ref(imagesDir, ref)
 }
 
 // RemoveImageRef removes a ref. Without one the error is [fs.ErrNotExist].

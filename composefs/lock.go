@@ -4,29 +4,21 @@
 package composefs
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
 
 // DefaultLockTimeout is how long a lock is waited for when the options do not
 // say. Pulls hold shared locks, so only garbage collection makes others wait.
 const DefaultLockTimeout = 60 * time.Second
-
-const (
-	lockPollMin = 2 * time.Millisecond
-	lockPollMax = 250 * time.Millisecond
-)
 
 // fileKey identifies a directory whatever path leads to it.
 type fileKey struct{ dev, ino uint64 }
@@ -78,23 +70,23 @@ func (t *lockTable) acquire(ctx context.Context, root *os.File, path string, tim
 			return l, nil
 		}
 		t.mu.Unlock()
-		if err := w.wait(ctx); err != nil {
+		if err := w.Wait(ctx); err != nil {
 			return nil, &LockError{
-				Path: path, Holders: []LockHolder{{PID: os.Getpid(), Command: commandOf(os.Getpid())}},
-				Waited: w.waited(), Err: err,
+				What: lockSubject, Path: path, Holders: []LockHolder{filelock.Self()},
+				Waited: w.Waited(), Err: err,
 			}
 		}
 	}
 }
 
 // take locks for the first handle of the process.
-func (t *lockTable) take(ctx context.Context, l *processLock, root *os.File, w *waiter) (*processLock, error) {
+func (t *lockTable) take(ctx context.Context, l *processLock, root *os.File, w *filelock.Waiter) (*processLock, error) {
 	// A description of its own: the lock must not depend on what happens to
 	// the descriptor that operations use.
 	fd, err := openBeneath(int(root.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err == nil {
 		l.file = os.NewFile(uintptr(fd), l.path)
-		err = flock(ctx, l.file, l.path, unix.LOCK_SH, w)
+		err = filelock.Flock(ctx, l.file, lockSubject, unix.LOCK_SH, w)
 		if err != nil {
 			l.file.Close() // nothing was written to a directory
 		}
@@ -138,7 +130,7 @@ func (t *lockTable) convertExclusive(ctx context.Context, l *processLock, timeou
 	l.busy = true
 	t.mu.Unlock()
 
-	err := flock(ctx, l.file, l.path, unix.LOCK_EX, newWaiter(timeout))
+	err := filelock.Flock(ctx, l.file, lockSubject, unix.LOCK_EX, newWaiter(timeout))
 	if err == nil {
 		t.mu.Lock()
 		l.exclusive = true
@@ -153,7 +145,7 @@ func (t *lockTable) convertExclusive(ctx context.Context, l *processLock, timeou
 // write any more.
 func (t *lockTable) backToShared(l *processLock) error {
 	// The caller's context may be over already; the time limit still holds.
-	err := flock(context.Background(), l.file, l.path, unix.LOCK_SH, newWaiter(DefaultLockTimeout))
+	err := filelock.Flock(context.Background(), l.file, lockSubject, unix.LOCK_SH, newWaiter(DefaultLockTimeout))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l.exclusive, l.busy, l.lost = false, false, err != nil
@@ -166,132 +158,14 @@ func (t *lockTable) isLost(l *processLock) bool {
 	return l.lost
 }
 
-// flock polls: a blocking flock(2) could not be given up.
-func flock(ctx context.Context, f *os.File, path string, how int, w *waiter) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, unix.EINTR):
-			continue
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("lock repository %s: %w", path, err)
-		}
-		if err := w.wait(ctx); err != nil {
-			return &LockError{
-				Path: path, Exclusive: how == unix.LOCK_EX,
-				Holders: lockHolders(f, how == unix.LOCK_SH), Waited: w.waited(), Err: err,
-			}
-		}
-	}
-}
-
-// waiter spaces out polls and ends them.
-type waiter struct {
-	start, deadline time.Time
-	delay           time.Duration
-}
+// lockSubject is what a lock of this package protects, for messages.
+const lockSubject = "repository"
 
 // newWaiter gives up after timeout; 0 stands for the default, negative values
 // for "do not wait".
-func newWaiter(timeout time.Duration) *waiter {
+func newWaiter(timeout time.Duration) *filelock.Waiter {
 	if timeout == 0 {
 		timeout = DefaultLockTimeout
 	}
-	now := time.Now()
-	return &waiter{start: now, deadline: now.Add(max(timeout, 0)), delay: lockPollMin}
-}
-
-func (w *waiter) waited() time.Duration { return time.Since(w.start) }
-
-// wait sleeps until the next poll, or says why there is none.
-func (w *waiter) wait(ctx context.Context) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	left := time.Until(w.deadline)
-	if left <= 0 {
-		return ErrLocked
-	}
-	t := time.NewTimer(min(w.delay, left))
-	defer t.Stop()
-	w.delay = min(2*w.delay, lockPollMax)
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// lockHolders finds who holds a flock on f in /proc/locks. It is for messages
-// only and returns nothing when it does not know.
-func lockHolders(f *os.File, writersOnly bool) []LockHolder {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil
-	}
-	table, err := os.Open("/proc/locks")
-	if err != nil {
-		return nil
-	}
-	defer table.Close()
-	// The kernel prints the device of the super block, which is not what
-	// stat returns on btrfs; the inode number alone is the second choice.
-	var exact, likely []LockHolder
-	for _, l := range parseLocks(io.LimitReader(table, 1<<20)) {
-		if l.inode != st.Ino || (writersOnly && !l.write) {
-			continue
-		}
-		h := LockHolder{PID: l.pid, Command: commandOf(l.pid)}
-		if l.major == unix.Major(st.Dev) && l.minor == unix.Minor(st.Dev) {
-			exact = append(exact, h)
-		}
-		likely = append(likely, h)
-	}
-	if exact != nil {
-		return exact
-	}
-	return likely
-}
-
-type lockLine struct {
-	pid          int
-	write        bool
-	major, minor uint32
-	inode        uint64
-}
-
-// parseLocks reads the granted flock(2) locks of /proc/locks: lines such as
-// "7: FLOCK  ADVISORY  WRITE 4242 fd:01:262146 0 EOF".
-func parseLocks(r io.Reader) []lockLine {
-	var out []lockLine
-	for s := bufio.NewScanner(r); s.Scan(); {
-		f := strings.Fields(s.Text())
-		if len(f) < 6 || f[1] != "FLOCK" { // "->" in f[1] marks one that waits
-			continue
-		}
-		id := strings.Split(f[5], ":")
-		pid, err := strconv.Atoi(f[4])
-		if err != nil || len(id) != 3 || pid <= 0 {
-			continue
-		}
-		major, err1 := strconv.ParseUint(id[0], 16, 32)
-		minor, err2 := strconv.ParseUint(id[1], 16, 32)
-		inode, err3 := strconv.ParseUint(id[2], 10, 64)
-		if errors.Join(err1, err2, err3) != nil {
-			continue
-		}
-		out = append(out, lockLine{pid, f[3] == "WRITE", uint32(major), uint32(minor), inode})
-	}
-	return out
-}
-
-func commandOf(pid int) string {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-	if err != nil {
-		return ""
-	}
-	return string(bytes.TrimSpace(b))
+	return filelock.NewWaiter(timeout)
 }

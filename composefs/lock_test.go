@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -145,24 +144,5 @@ func TestLostLock(t *testing.T) {
 	}
 	if _, err := open(t.Context(), r.Path(), OpenOptions{LockTimeout: -1}, noVerity()); !errors.Is(err, ErrLocked) {
 		t.Errorf("joined a lost lock: %v", err)
-	}
-}
-
-func TestParseLocks(t *testing.T) {
-	const table = `1: FLOCK  ADVISORY  WRITE 4242 fd:01:262146 0 EOF
-1: -> FLOCK  ADVISORY  READ 4243 fd:01:262146 0 EOF
-2: POSIX  ADVISORY  WRITE 17 00:1b:99 0 EOF
-3: FLOCK  ADVISORY  READ 0 00:1b:99 0 EOF
-4: FLOCK  ADVISORY  READ 18 00:1b:18446744073709551615 0 EOF
-5: FLOCK
-6: FLOCK  ADVISORY  READ x 00:1b:1 0 EOF
-7: FLOCK  ADVISORY  READ 19 1b:1 0 EOF
-`
-	want := []lockLine{
-		{pid: 4242, write: true, major: 0xfd, minor: 1, inode: 262146},
-		{pid: 18, minor: 0x1b, inode: 1<<64 - 1},
-	}
-	if diff := cmp.Diff(want, parseLocks(strings.NewReader(table)), cmp.AllowUnexported(lockLine{})); diff != "" {
-		t.Errorf("locks (-want +got):\n%s", diff)
 	}
 }
