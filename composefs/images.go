@@ -61,39 +61,39 @@ func (r *Repo) OpenImage(id fsverity.Digest) (*os.File, error) {
 }
 
 // OpenVerifiedImage is [Repo.OpenImage] for those who are about to trust the
-// image's content: it has the digest id, which the kernel enforces or which the
-// whole file was hashed for. What meta.json says about fs-verity does not
+// image's content: it has the digest id. Either the kernel enforces that, and
+// measured is true, or the whole file was hashed; nothing keeps it from
+// changing afterwards then. What meta.json says about fs-verity does not
 // matter, since whoever can write to the repository can replace that file. A
 // mismatch is [ErrIntegrity].
-//
-// Without fs-verity nothing keeps the file from changing afterwards.
-func (r *Repo) OpenVerifiedImage(id fsverity.Digest) (*os.File, error) {
-	f, err := r.OpenImage(id)
+func (r *Repo) OpenVerifiedImage(id fsverity.Digest) (f *os.File, measured bool, err error) {
+	f, err = r.OpenImage(id)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if err := r.verifyContent(f, id); err != nil {
+	if measured, err = r.verifyContent(f, id); err != nil {
 		f.Close() // read-only
-		return nil, fmt.Errorf("open image %s: %w", id, err)
+		return nil, false, fmt.Errorf("open image %s: %w", id, err)
 	}
-	return f, nil
+	return f, measured, nil
 }
 
 // verifyContent makes sure that a file has a digest.
-func (r *Repo) verifyContent(f *os.File, id fsverity.Digest) error {
+func (r *Repo) verifyContent(f *os.File, id fsverity.Digest) (measured bool, err error) {
 	got, err := r.verity.measure(f, r.meta.Algorithm)
+	measured = err == nil
 	if errors.Is(err, fsverity.ErrNotEnabled) || errors.Is(err, fsverity.ErrNotSupported) {
 		got, _, err = fsverity.SumFile(r.meta.Algorithm, f)
 	}
 	switch {
 	case errors.Is(err, fsverity.ErrOtherAlgorithm):
-		return fmt.Errorf("%w: %w", ErrIntegrity, err)
+		return false, fmt.Errorf("%w: %w", ErrIntegrity, err)
 	case err != nil:
-		return err
+		return false, err
 	case got != id:
-		return fmt.Errorf("%w: its digest is %s", ErrIntegrity, got)
+		return false, fmt.Errorf("%w: its digest is %s", ErrIntegrity, got)
 	}
-	return nil
+	return measured, nil
 }
 
 // ImageNames lists the first-level names of images, sorted; each should be a

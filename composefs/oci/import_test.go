@@ -124,7 +124,7 @@ func TestStoreFails(t *testing.T) {
 			open := func(ctx context.Context) (io.ReadCloser, error) {
 				return &stalling{ctx, io.MultiReader(bytes.NewReader(head), content)}, nil
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			_, err := im.ImportLayer(ctx, OpenBlob(open, Limits{}), DigestOf(nil))
 			if !errors.Is(err, unix.ENOTDIR) {

@@ -144,7 +144,7 @@ func (im *Stored) Erofs(repo *composefs.Repo, boot bool) (fsverity.Digest, error
 
 // OpenErofs opens an EROFS image whose content has the digest id.
 func OpenErofs(repo *composefs.Repo, id fsverity.Digest) (*erofs.Image, error) {
-	f, err := repo.OpenVerifiedImage(id)
+	f, _, err := repo.OpenVerifiedImage(id)
 	if err != nil {
 		return nil, err
 	}
