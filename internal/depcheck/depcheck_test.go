@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"composefs/tree"},
 	{"composefs/splitstream", "erofs"},
 	{"composefs/dumpfile"},
-	{"internal/filelock"},
+	{"internal/filelock", "internal/freespace"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
 	{"composefs/oci"},
 	{"pipeline/fetch", "cstor"},
