@@ -76,6 +76,9 @@ func (c *Checker) firstStreams() []*streamItem {
 		for i := range x.entries {
 			add(&x.entries[i])
 		}
+		for _, s := range items {
+			slices.Sort(s.names)
+		}
 		return items
 	}
 	for _, name := range c.o.Streams {
@@ -235,7 +238,10 @@ func (c *Checker) checkTable(s *streamItem) {
 	for _, name := range s.names {
 		if types := c.rule(name).Types; types != nil && !slices.Contains(types, tables.ContentType()) {
 			s.open = false
-			bad(StreamTypeMismatch, s.id, "stream %s has type %s, its name says %v", name, tables.ContentType(), types)
+			c.Report(Finding{
+				Kind: StreamTypeMismatch, Path: streamsDir + "/" + name, Object: s.id, Stream: name,
+				Message: fmt.Sprintf("it has type %s, its name says %v", tables.ContentType(), types),
+			})
 		}
 	}
 	err = tables.EachObject(func(id fsverity.Digest) {
