@@ -296,8 +296,8 @@ func (p *pulledImage) flip(t *testing.T, id fsverity.Digest, offset int) {
 	}
 }
 
-// relink makes a link lead elsewhere.
-func relink(t *testing.T, path, target string) {
+// leadTo makes a link lead elsewhere.
+func leadTo(t *testing.T, path, target string) {
 	t.Helper()
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
@@ -417,7 +417,7 @@ var imageDamages = []struct {
 	{
 		name: "an image's link leads to another image",
 		damage: func(t *testing.T, p *pulledImage) {
-			relink(t, p.link("images", p.boot.String()), "../objects/"+p.plain.ObjectPath())
+			leadTo(t, p.link("images", p.boot.String()), "../objects/"+p.plain.ObjectPath())
 		},
 		found: []string{"image-link-mismatch <boot> (repairable)"},
 	},
@@ -441,7 +441,7 @@ var imageDamages = []struct {
 	{
 		name: "a layer's link leads to another layer",
 		damage: func(t *testing.T, p *pulledImage) {
-			relink(t, p.link("streams", oci.LayerStream(p.diffIDs[0])), "../objects/"+p.layers[1].ObjectPath())
+			leadTo(t, p.link("streams", oci.LayerStream(p.diffIDs[0])), "../objects/"+p.layers[1].ObjectPath())
 		},
 		found: []string{"layer-digest-mismatch <lower>", "warning: named-ref-not-linked <config>"},
 		quick: []string{"warning: named-ref-not-linked <config>"},
@@ -504,7 +504,7 @@ var imageDamages = []struct {
 			// The config that the manifest names is complete, the linked one
 			// lacks the boot image.
 			p.rewriteConfig(t, func(refs map[string]fsverity.Digest) { delete(refs, "composefs.image.boot.v1") })
-			relink(t, p.link("streams", oci.ManifestStream(p.manifest)), target)
+			leadTo(t, p.link("streams", oci.ManifestStream(p.manifest)), target)
 		},
 		found: []string{"warning: named-ref-not-linked <manifest>"},
 		heal:  byPull,
@@ -516,7 +516,7 @@ var imageDamages = []struct {
 			raw := []byte(`{"rootfs":{"type":"layers","diff_ids":[]}}`)
 			other := oci.DigestOf(raw)
 			id := p.writeStream(t, oci.ConfigStream(other), splitstream.Config, raw, nil)
-			relink(t, p.link("streams", oci.ConfigStream(p.config)), "../objects/"+id.ObjectPath())
+			leadTo(t, p.link("streams", oci.ConfigStream(p.config)), "../objects/"+id.ObjectPath())
 			remove(t, p.link("streams", oci.ConfigStream(other)))
 		},
 		found: []string{"config-digest-mismatch <config>", "warning: named-ref-not-linked <manifest>"},
@@ -527,7 +527,7 @@ var imageDamages = []struct {
 			raw := []byte(`{"schemaVersion":2}`)
 			other := oci.DigestOf(raw)
 			id := p.writeStream(t, oci.ManifestStream(other), splitstream.Manifest, raw, nil)
-			relink(t, p.link("streams", oci.ManifestStream(p.manifest)), "../objects/"+id.ObjectPath())
+			leadTo(t, p.link("streams", oci.ManifestStream(p.manifest)), "../objects/"+id.ObjectPath())
 			remove(t, p.link("streams", oci.ManifestStream(other)))
 		},
 		found: []string{"manifest-digest-mismatch <manifest>"},
@@ -606,9 +606,9 @@ var imageDamages = []struct {
 	{
 		name: "tags that lead to no image",
 		damage: func(t *testing.T, p *pulledImage) {
-			relink(t, p.link("streams/refs/oci", "layer"), "../../"+oci.LayerStream(p.diffIDs[0]))
-			relink(t, p.link("streams/refs/oci", "@digest"), "../../"+oci.ManifestStream(p.manifest))
-			relink(t, p.link("streams/refs/oci", "a%2fb"), "../../"+oci.ManifestStream(p.manifest))
+			leadTo(t, p.link("streams/refs/oci", "layer"), "../../"+oci.LayerStream(p.diffIDs[0]))
+			leadTo(t, p.link("streams/refs/oci", "@digest"), "../../"+oci.ManifestStream(p.manifest))
+			leadTo(t, p.link("streams/refs/oci", "a%2fb"), "../../"+oci.ManifestStream(p.manifest))
 		},
 		found: []string{
 			"invalid-ref-name streams/refs/oci/@digest", "invalid-ref-name streams/refs/oci/a%2fb", "ref-resolve-failed streams/refs/oci/layer",
@@ -620,9 +620,9 @@ var imageDamages = []struct {
 		damage: func(t *testing.T, p *pulledImage) {
 			gone := oci.DigestOf([]byte("gone"))
 			m := p.manifest.String()
-			relink(t, p.link("streams/refs/oci-referrers/"+gone.String(), m), "../../../"+oci.ManifestStream(p.manifest))
-			relink(t, p.link("streams/refs/oci-referrers/"+m, gone.String()), "../../../"+oci.ManifestStream(p.manifest))
-			relink(t, p.link("streams/refs/oci-referrers/"+m, m), "../../../"+oci.ManifestStream(p.manifest))
+			leadTo(t, p.link("streams/refs/oci-referrers/"+gone.String(), m), "../../../"+oci.ManifestStream(p.manifest))
+			leadTo(t, p.link("streams/refs/oci-referrers/"+m, gone.String()), "../../../"+oci.ManifestStream(p.manifest))
+			leadTo(t, p.link("streams/refs/oci-referrers/"+m, m), "../../../"+oci.ManifestStream(p.manifest))
 		},
 		found: []string{
 			"warning: ref-resolve-failed streams/refs/oci-referrers/<self>/<gone>", "warning: referrer-dangling streams/refs/oci-referrers/<gone>/<self>",
