@@ -28,6 +28,7 @@ type pull struct {
 	events *eventSink
 
 	repo     *composefs.Repo
+	unlock   func() error // ends the operation lock
 	source   *fetch.Image
 	manifest *oci.Manifest
 	config   *oci.Config
@@ -55,7 +56,7 @@ func (p *pull) direct(ctx context.Context) (err error) {
 	if err := p.open(ctx); err != nil {
 		return atStage(StageOpen, err)
 	}
-	defer func() { err = errors.Join(err, p.repo.Close()) }()
+	defer func() { err = errors.Join(err, p.repo.Close(), p.unlock()) }()
 	begin := time.Now()
 	if err := p.fetchManifest(ctx); err != nil {
 		return atStage(StageFetch, err)
@@ -113,12 +114,12 @@ func keepsImport(err error) bool {
 
 // open opens the repository, making it first if asked for, and makes sure that
 // objects can be stored in it.
-func (p *pull) open(ctx context.Context) error {
+func (p *pull) open(ctx context.Context) (err error) {
 	open := composefs.OpenOptions{
 		AllowMissingVerity: p.AllowMissingVerity, Force: p.Force, LockTimeout: p.LockTimeout,
 	}
 	created := false
-	repo, err := composefs.Open(ctx, p.Repo, open)
+	p.unlock, err = lockOperation(ctx, p.Repo, p.LockTimeout, p.Log)
 	if p.Init && errors.Is(err, composefs.ErrNotRepository) {
 		created, err = Init(ctx, p.Repo, composefs.InitOptions{
 			Formats: p.Formats, AllowMissingVerity: p.AllowMissingVerity, LockTimeout: p.LockTimeout,
@@ -126,18 +127,22 @@ func (p *pull) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		repo, err = composefs.Open(ctx, p.Repo, open)
+		p.unlock, err = lockOperation(ctx, p.Repo, p.LockTimeout, p.Log)
 	}
 	if err != nil {
 		return err
 	}
-	if err := repo.Writable(); err != nil {
-		return errors.Join(err, repo.Close())
+	repo, upgraded, err := openUpgraded(ctx, p.Repo, open, p.Limits, p.Log)
+	if err == nil {
+		if err = repo.CheckVerity(); err != nil {
+			err = errors.Join(err, repo.Close())
+		}
 	}
-	if err := repo.CheckVerity(); err != nil {
-		return errors.Join(err, repo.Close())
+	if err != nil {
+		return errors.Join(err, p.unlock())
 	}
 	p.opened(repo, created)
+	p.result.Upgraded = upgraded
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cfs-pull/cfs-pull/internal/freespace"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
@@ -21,6 +22,7 @@ const (
 	StageTag         Stage = "tag"
 	StageBootImage   Stage = "boot-image"
 	StageBootEntries Stage = "boot-entries"
+	StageGC          Stage = "gc"
 )
 
 // StageError says in which stage a pull failed.
@@ -70,18 +72,23 @@ func atStage(stage Stage, err error) error {
 	return &StageError{Stage: stage, Err: err}
 }
 
+// KeepError reports something that garbage collection is to keep and that is
+// not there.
+type KeepError struct {
+	Reference string
+	Err       error
+}
+
+func (e *KeepError) Error() string {
+	return fmt.Sprintf("keep %q: %v; nothing was removed", e.Reference, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *KeepError) Unwrap() error { return e.Err }
+
 // ErrNoBootEntries reports an image without anything to boot.
 var ErrNoBootEntries = errors.New("no boot entries: neither /boot/loader/entries/*.conf, " +
 	"nor a unified kernel image, nor /usr/lib/modules/<version>/vmlinuz")
 
 // SpaceError reports a file system with too little free space for an image.
-type SpaceError struct {
-	Path                string
-	Available, Required uint64 // bytes
-	Reserve             uint64 // bytes of Required that are to stay free
-}
-
-func (e *SpaceError) Error() string {
-	return fmt.Sprintf("not enough space at %s: %d bytes are available, about %d are needed (%d of them to stay free; see --min-free and --no-space-check)",
-		e.Path, e.Available, e.Required, e.Reserve)
-}
+type SpaceError = freespace.Error

@@ -38,8 +38,10 @@ type Result struct {
 	// Tagged is whether the tags are in the repository.
 	Tagged bool `json:"tagged"`
 	// Bootable is whether the image has a boot image and boot entries.
-	Bootable    bool        `json:"bootable"`
-	Repository  Repository  `json:"repository"`
+	Bootable   bool       `json:"bootable"`
+	Repository Repository `json:"repository"`
+	// Upgraded is set when the repository was one of an older release.
+	Upgraded    *Upgrade    `json:"upgraded,omitempty"`
 	Image       *BuiltImage `json:"image,omitempty"`
 	BootImage   *BuiltImage `json:"bootImage,omitempty"`
 	BootEntries []BootEntry `json:"bootEntries"`

@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 
 	"github.com/spf13/cobra"
@@ -63,6 +65,9 @@ func runCat(cmd *cobra.Command, o *viewOptions, reference, name string) error {
 // image names.
 func writeContent(ctx context.Context, out io.Writer, repo *composefs.Repo, n *tree.Node) error {
 	f, err := oci.Contents{Repo: repo}.Open(n)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: object %s is missing: %w", composefs.ErrIntegrity, n.Object, err)
+	}
 	if err != nil {
 		return err
 	}

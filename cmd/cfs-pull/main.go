@@ -93,10 +93,23 @@ func newRootCommand() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	cmd.AddCommand(newFsckCommand(), newInitCommand(), newVersionCommand())
-	cmd.AddCommand(newImagesCommand(), newInspectCommand(), newStatusCommand(), newTagCommand(), newUntagCommand())
-	cmd.AddCommand(newLsCommand(), newCatCommand(), newDumpCommand(), newComputeIDCommand())
-	cmd.AddCommand(newMountCommand(), newUmountCommand())
-	cmd.AddCommand(newCopyCommand())
+	cmd.AddCommand(
+		newCatCommand(),
+		newComputeIDCommand(),
+		newCopyCommand(),
+		newDumpCommand(),
+		newFsckCommand(),
+		newGCCommand(),
+		newImagesCommand(),
+		newInitCommand(),
+		newInspectCommand(),
+		newLsCommand(),
+		newMountCommand(),
+		newStatusCommand(),
+		newTagCommand(),
+		newUmountCommand(),
+		newUntagCommand(),
+		newVersionCommand(),
+	)
 	return cmd
 }

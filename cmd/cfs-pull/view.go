@@ -19,7 +19,6 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
-	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/pipeline"
 )
 
@@ -112,14 +111,6 @@ func short(s string) string {
 		sign += ":"
 	}
 	return sign + hex[:min(len(hex), digits)]
-}
-
-// shortID is short for ids of EROFS images; "-" for none.
-func shortID(id fsverity.Digest) string {
-	if id.IsZero() {
-		return "-"
-	}
-	return short(id.String())
 }
 
 // columns writes rows with their columns aligned, the first row as it is.

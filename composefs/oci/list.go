@@ -16,8 +16,8 @@ import (
 
 // Listed is a tag with the image that it names, or a manifest without a tag.
 type Listed struct {
-	Tag      string // empty for a manifest without one
-	Manifest Digest // zero when Err says why
+	Tag      string  // empty for a manifest without one
+	Manifest Digest  // zero when Err says why
 	Image    *Stored // nil when it cannot be read
 	Artifact bool    // it is no container image
 	// Bootable is whether the image has a boot image and boot entries.
