@@ -61,13 +61,16 @@ func (w logWriter) Write(p []byte) (int, error) {
 
 // storeOptions are the options of a new store in a directory of the test.
 func storeOptions(tb testing.TB, dir string) Options {
+	// podman takes no more than 50 bytes of a runroot.
+	run := check(os.MkdirTemp("", "cs"))(tb)
+	tb.Cleanup(func() { os.RemoveAll(run) })
 	return Options{
-		GraphRoot: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"),
+		GraphRoot: filepath.Join(dir, "root"), RunRoot: filepath.Join(run, "r"),
 		LockTimeout: 20 * time.Second, Log: testLog(tb),
 	}
 }
 
-// newStore_ makes a store. Writing to one needs root: the library mounts a test
+// testStore makes a store. Writing to one needs root: the library mounts a test
 // overlay and changes owners.
 func testStore(tb testing.TB) *Store {
 	tb.Helper()
