@@ -221,9 +221,8 @@ func importLayer(b *testing.B, repo *composefs.Repo, blob []byte, diffID oci.Dig
 	b.Helper()
 	im := oci.NewImporter(repo, oci.ImporterOptions{})
 	defer im.Close()
-	id, err := im.ImportLayer(b.Context(), func(context.Context) (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(blob)), nil
-	}, diffID)
+	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }
+	id, err := im.ImportLayer(b.Context(), oci.OpenBlob(open, oci.Limits{}), diffID)
 	if err != nil {
 		b.Fatal(err)
 	}

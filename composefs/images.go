@@ -60,6 +60,42 @@ func (r *Repo) OpenImage(id fsverity.Digest) (*os.File, error) {
 	return r.openObject(id)
 }
 
+// OpenVerifiedImage is [Repo.OpenImage] for those who are about to trust the
+// image's content: it has the digest id. Either the kernel enforces that, and
+// measured is true, or the whole file was hashed; nothing keeps it from
+// changing afterwards then. What meta.json says about fs-verity does not
+// matter, since whoever can write to the repository can replace that file. A
+// mismatch is [ErrIntegrity].
+func (r *Repo) OpenVerifiedImage(id fsverity.Digest) (f *os.File, measured bool, err error) {
+	f, err = r.OpenImage(id)
+	if err != nil {
+		return nil, false, err
+	}
+	if measured, err = r.verifyContent(f, id); err != nil {
+		f.Close() // read-only
+		return nil, false, fmt.Errorf("open image %s: %w", id, err)
+	}
+	return f, measured, nil
+}
+
+// verifyContent makes sure that a file has a digest.
+func (r *Repo) verifyContent(f *os.File, id fsverity.Digest) (measured bool, err error) {
+	got, err := r.verity.measure(f, r.meta.Algorithm)
+	measured = err == nil
+	if errors.Is(err, fsverity.ErrNotEnabled) || errors.Is(err, fsverity.ErrNotSupported) {
+		got, _, err = fsverity.SumFile(r.meta.Algorithm, f)
+	}
+	switch {
+	case errors.Is(err, fsverity.ErrOtherAlgorithm):
+		return false, fmt.Errorf("%w: %w", ErrIntegrity, err)
+	case err != nil:
+		return false, err
+	case got != id:
+		return false, fmt.Errorf("%w: its digest is %s", ErrIntegrity, got)
+	}
+	return measured, nil
+}
+
 // ImageNames lists the first-level names of images, sorted; each should be a
 // digest in hex.
 func (r *Repo) ImageNames() ([]string, error) {
@@ -87,6 +123,16 @@ func (r *Repo) SetImageRef(ref string, id fsverity.Digest) error {
 	}
 	defer r.leave()
 	return r.setRef(imagesDir, ref, id.String())
+}
+
+// ImageRef is the name of the image that a ref leads to. Without such a ref the
+// error is [fs.ErrNotExist]. The image may be missing.
+func (r *Repo) ImageRef(ref string) (imageName string, err error) {
+	if err := r.enter(); err != nil {
+		return "", err
+	}
+	defer r.leave()
+	return r.ref(imagesDir, ref)
 }
 
 // RemoveImageRef removes a ref. Without one the error is [fs.ErrNotExist].

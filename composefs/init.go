@@ -159,14 +159,14 @@ func (r *Repo) writeMeta(text []byte) (f *os.File, tmp string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	f, err = writeThenReopen(os.NewFile(uintptr(fd), r.path+"/meta.json"), text)
+	f, err = writeThenReopen(os.NewFile(uintptr(fd), r.path+"/meta.json"), func(fd int) error { return writeAll(fd, text) })
 	return f, tmp, err
 }
 
-// writeThenReopen writes a file and returns it opened for reading. w is closed
-// in any case.
-func writeThenReopen(w *os.File, data []byte) (*os.File, error) {
-	err := writeAll(int(w.Fd()), data)
+// writeThenReopen fills a file with write and returns it opened for reading. w
+// is closed in any case.
+func writeThenReopen(w *os.File, write func(fd int) error) (*os.File, error) {
+	err := write(int(w.Fd()))
 	if err == nil {
 		var f *os.File
 		if f, err = reopen(w); err == nil {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -256,11 +255,10 @@ func (r *Repo) addRef(dir, entry, name string, out *[]Ref) error {
 
 // readDir reads a directory of the repository, sorted by name.
 func (r *Repo) readDir(dir string) ([]fs.DirEntry, error) {
-	fd, err := openBeneath(r.rootfd(), dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	f, err := r.openReadDir(dir)
 	if err != nil {
-		return nil, r.pathError("open", dir, err)
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), r.path+"/"+dir)
 	defer f.Close() // a directory
 	entries, err := f.ReadDir(-1)
 	if err != nil {

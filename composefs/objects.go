@@ -191,14 +191,29 @@ func (r *Repo) PutID(id fsverity.Digest, data []byte) (Outcome, error) {
 	if ok {
 		return Present, nil
 	}
-	if r.noVerity.Load() {
-		return r.putPlain(id, data)
-	}
-	return r.putVerity(id, data)
+	return r.putID(id, data)
 }
 
-// putPlain stores where there is no fs-verity: create, write, link, close.
-func (r *Repo) putPlain(id fsverity.Digest, data []byte) (Outcome, error) {
+// putID is PutID for an object that is not there.
+func (r *Repo) putID(id fsverity.Digest, data []byte) (Outcome, error) {
+	return r.fill(id, int64(len(data)), func(fd int) error {
+		if err := writeAll(fd, data); err != nil {
+			return fmt.Errorf("write object %s to repository %s: %w", id, r.path, err)
+		}
+		return nil
+	})
+}
+
+// fill stores an object of size bytes that write puts into an empty file.
+func (r *Repo) fill(id fsverity.Digest, size int64, write func(fd int) error) (Outcome, error) {
+	if r.noVerity.Load() {
+		return r.fillPlain(id, size, write)
+	}
+	return r.fillVerity(id, size, write)
+}
+
+// fillPlain stores where there is no fs-verity: create, write, link, close.
+func (r *Repo) fillPlain(id fsverity.Digest, size int64, write func(fd int) error) (Outcome, error) {
 	fd, objects, tmp, err := r.createObject()
 	if err != nil {
 		return 0, err
@@ -206,35 +221,36 @@ func (r *Repo) putPlain(id fsverity.Digest, data []byte) (Outcome, error) {
 	if tmp != "" {
 		defer unix.Unlinkat(objects, tmp, 0) // gone already on success
 	}
-	if err := writeAll(fd, data); err != nil {
+	if err := write(fd); err != nil {
 		unix.Close(fd)
-		return 0, fmt.Errorf("write object %s to repository %s: %w", id, r.path, err)
+		return 0, err
 	}
-	o, err := r.publish(fd, tmp, id, int64(len(data)))
+	o, err := r.publish(fd, tmp, id, size)
 	return o, errors.Join(err, unix.Close(fd))
 }
 
-// putVerity stores where there is fs-verity, or where nobody knows yet.
-func (r *Repo) putVerity(id fsverity.Digest, data []byte) (Outcome, error) {
-	f, objects, tmp, err := r.writeForVerity(data)
+// fillVerity stores where there is fs-verity, or where nobody knows yet.
+func (r *Repo) fillVerity(id fsverity.Digest, size int64, write func(fd int) error) (Outcome, error) {
+	f, objects, tmp, err := r.writeForVerity(size, write)
 	if tmp != "" {
 		defer unix.Unlinkat(objects, tmp, 0) // gone already on success
 	}
 	if err != nil {
-		return 0, fmt.Errorf("write object %s to repository %s: %w", id, r.path, err)
+		return 0, err
 	}
 	defer f.Close() // read-only
 	if err := r.enableVerity(f, id); err != nil {
 		return 0, fmt.Errorf("store object %s: %w", id, err)
 	}
-	return r.publish(int(f.Fd()), tmp, id, int64(len(data)))
+	return r.publish(int(f.Fd()), tmp, id, size)
 }
 
-// writeForVerity writes an object and returns it opened for reading, with no
-// descriptor for writing left, also not in a child; see reopen. The temporary
-// name in objects, if there is one, is returned also with an error.
-func (r *Repo) writeForVerity(data []byte) (f *os.File, objects int, tmp string, err error) {
-	if len(data) <= maxForkDelay {
+// writeForVerity makes an object of size bytes with write and returns it
+// opened for reading, with no descriptor for writing left, also not in a
+// child; see reopen. The temporary name in objects, if there is one, is
+// returned also with an error.
+func (r *Repo) writeForVerity(size int64, write func(fd int) error) (f *os.File, objects int, tmp string, err error) {
+	if size <= maxForkDelay {
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
 	} else {
@@ -244,7 +260,7 @@ func (r *Repo) writeForVerity(data []byte) (f *os.File, objects int, tmp string,
 	if err != nil {
 		return nil, -1, "", err
 	}
-	f, err = writeThenReopen(os.NewFile(uintptr(fd), r.path+"/objects/"+tmp), data)
+	f, err = writeThenReopen(os.NewFile(uintptr(fd), r.path+"/objects/"+tmp), write)
 	return f, objects, tmp, err
 }
 

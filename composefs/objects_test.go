@@ -370,7 +370,7 @@ func TestStoreWhileForking(t *testing.T) {
 		once := v.enable
 		v.enable = func(f *os.File, alg fsverity.Algorithm) error {
 			for delay := time.Millisecond; ; delay *= 2 {
-				if err := once(f, alg); !errors.Is(err, fsverity.ErrBusy) || delay > 128*time.Millisecond {
+				if err := once(f, alg); !errors.Is(err, fsverity.ErrBusy) || delay > 4*time.Second {
 					return err
 				}
 				time.Sleep(delay)

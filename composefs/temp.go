@@ -109,57 +109,6 @@ func (r *Repo) Commit(t *Temp, id fsverity.Digest) (Outcome, error) {
 	return r.publish(int(f.Fd()), t.name, id, st.Size)
 }
 
-// LinkFile makes an object of a file elsewhere on the same file system, which
-// holds the bytes of digest id: both are the same file from then on. f is open
-// for reading only. Where there is fs-verity it is enabled on the file, which
-// can never be written to again, and the kernel confirms the digest; without,
-// the caller is trusted, also that nobody writes to the file. The outcome is
-// Hardlinked or Present. On another file system the error is [unix.EXDEV], and
-// without the privilege to link the file [fs.ErrPermission] or
-// [fs.ErrNotExist]; the caller copies then.
-func (r *Repo) LinkFile(f *os.File, id fsverity.Digest) (Outcome, error) {
-	if err := r.enterWrite(); err != nil {
-		return 0, err
-	}
-	defer r.leave()
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {
-		return 0, fmt.Errorf("link file as object %s: %w", id, err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || (st.Size == 0 && id != r.emptyID) {
-		return 0, fmt.Errorf("link file as object %s: %w: %s is not regular, or empty", id, ErrIntegrity, f.Name())
-	}
-	ok, err := r.hasObject(id, st.Size)
-	if err != nil {
-		return 0, err
-	}
-	if ok {
-		return Present, nil
-	}
-	// Before the file is changed for good.
-	objects, err := r.objectsDir(true)
-	if err != nil {
-		return 0, err
-	}
-	var there unix.Stat_t
-	if err := unix.Fstat(objects, &there); err != nil {
-		return 0, fmt.Errorf("link file as object %s: %w", id, err)
-	}
-	if there.Dev != st.Dev {
-		return 0, fmt.Errorf("link %s as object %s: %w", f.Name(), id, unix.EXDEV)
-	}
-	if !r.noVerity.Load() {
-		if err := r.enableVerity(f, id); err != nil {
-			return 0, fmt.Errorf("link %s as object %s: %w", f.Name(), id, err)
-		}
-	}
-	o, err := r.publish(int(f.Fd()), "", id, st.Size)
-	if err == nil && o == Stored {
-		o = Hardlinked
-	}
-	return o, err
-}
-
 // createObject makes a file in objects/, whose descriptor it returns too, as
 // createFD does.
 func (r *Repo) createObject() (fd, objects int, name string, err error) {

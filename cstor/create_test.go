@@ -12,9 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -173,8 +175,9 @@ func TestEnsureFails(t *testing.T) {
 	// Full from the beginning.
 	dir := loopfs.MountSize(t, loopfs.Ext4, 16<<20)
 	o = storeOptions(t, dir)
-	fill := exec.Command("dd", "if=/dev/zero", "of="+filepath.Join(dir, "fill"), "bs=1M")
-	_ = fill.Run() // until there is no space
+	for _, size := range []string{"1M", "4k"} { // until there is no space
+		_ = exec.Command("dd", "if=/dev/zero", "of="+filepath.Join(dir, "fill-"+size), "bs="+size).Run()
+	}
 	if _, err := Ensure(t.Context(), o); err == nil {
 		t.Error("no error on a full file system")
 	}
@@ -269,6 +272,12 @@ func TestNothingStaysOpen(t *testing.T) {
 		t.Errorf("mounts while the store is open (-before +after):\n%s", diff)
 	}
 	must(t, s.Close())
+	// The library leaves a pipe to its child to the finalizer of os.File.
+	runtime.GC()
+	for deadline := time.Now().Add(5 * time.Second); !cmp.Equal(files, openFiles(t)) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+		runtime.GC()
+	}
 	if diff := cmp.Diff(files, openFiles(t)); diff != "" {
 		t.Errorf("open files (-before +after):\n%s", diff)
 	}

@@ -19,8 +19,7 @@ import (
 // an object: garbage collection depends on it.
 func (im *Image) Objects() ([]fsverity.Digest, error) {
 	seen := map[fsverity.Digest]struct{}{}
-	w := &walker{im: im, object: func(d fsverity.Digest) { seen[d] = struct{}{} }}
-	if err := w.walk(); err != nil {
+	if err := im.EachObject(func(d fsverity.Digest) { seen[d] = struct{}{} }); err != nil {
 		return nil, err
 	}
 	all := make([]fsverity.Digest, 0, len(seen))
@@ -32,6 +31,14 @@ func (im *Image) Objects() ([]fsverity.Digest, error) {
 		return bytes.Compare(x.AppendBytes(a[:0]), y.AppendBytes(b[:0]))
 	})
 	return all, nil
+}
+
+// EachObject is [Image.Objects] for callers that keep their own account of
+// objects: f is called in the order of the image and repeatedly for an object
+// that several inodes refer to, also before an error is returned.
+func (im *Image) EachObject(f func(fsverity.Digest)) error {
+	w := &walker{im: im, object: f}
+	return w.walk()
 }
 
 // walker visits every inode of an image once. No two inodes and no two

@@ -164,16 +164,40 @@ func TestSameTree(t *testing.T) {
 			}
 			for kind, init := range kinds {
 				want := readExpectation(t, vectors, test.same)[kind]
-				result, err := pipeline.Direct(t.Context(), pullOptions(newRepo(t, init), test.reference))
+				repo := newRepo(t, init)
+				result, err := pipeline.Direct(t.Context(), pullOptions(repo, test.reference))
 				if err != nil {
 					t.Fatal(err)
 				}
+				checkStoredManifest(t, repo, result)
 				if result.Image.ID.String() != want.ImageID || result.BootImage.ID.String() != want.BootImageID {
 					t.Errorf("%s: ids %s and %s, want %s and %s", kind,
 						result.Image.ID, result.BootImage.ID, want.ImageID, want.BootImageID)
 				}
 			}
 		})
+	}
+}
+
+// checkStoredManifest wants manifest and config in the repository as they came,
+// whatever their type.
+func checkStoredManifest(t *testing.T, path string, r *pipeline.Result) {
+	t.Helper()
+	repo, err := composefs.Open(t.Context(), path, composefs.OpenOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	for digest, open := range map[oci.Digest]func(*composefs.Repo, oci.Digest) (*oci.Document, error){
+		r.ManifestDigest: oci.OpenManifest, r.ConfigDigest: oci.OpenConfig,
+	} {
+		document, err := open(repo, digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := oci.DigestOf(document.Raw); got != digest {
+			t.Errorf("what is stored as %s has digest %s", digest, got)
+		}
 	}
 }
 
@@ -192,20 +216,21 @@ func TestRefused(t *testing.T) {
 		image string
 		is    func(error) bool
 		text  []string // parts of the message
+		kept  bool     // the layer as such is good, and stays
 	}{
-		{"bad-no-usr", isMalformed, []string{"/usr"}},
-		{"bad-missing-parent", isMalformed, []string{"layer 1 of 1", "parent"}},
-		{"bad-dotdot", isMalformed, []string{"layer 1 of 1", "..", "entry"}},
-		{"bad-through-symlink", isMalformed, []string{"layer 1 of 1", "not a directory"}},
-		{"bad-hardlink-absent", isMalformed, []string{"layer 1 of 1", "does not exist"}},
-		{"bad-hardlink-dir", isMalformed, []string{"layer 1 of 1", "directory"}},
-		{"bad-negative-mtime", isMalformed, []string{"layer 1 of 1", "modification time"}},
-		{"bad-sparse", isMalformed, []string{"layer 1 of 1", "sparse"}},
-		{"bad-truncated", isMalformed, []string{"layer 1 of 1", "truncated"}},
-		{"bad-checksum", isMalformed, []string{"layer 1 of 1", "checksum"}},
-		{"bad-diffid", isIntegrity, []string{"layer 1 of 1", "sha256:"}},
-		{"bad-diffid-count", isMalformed, []string{"diff_ids"}},
-		{"bad-blob", isIntegrity, []string{"layer 1 of 1", "sha256:"}},
+		{"bad-no-usr", isMalformed, []string{"/usr"}, true},
+		{"bad-missing-parent", isMalformed, []string{"layer 1 of 1", `entry "nowhere/file"`, "parent"}, true},
+		{"bad-dotdot", isMalformed, []string{"layer 1 of 1", `entry "usr/../../escape"`, `must not contain ".."`}, true},
+		{"bad-through-symlink", isMalformed, []string{"layer 1 of 1", `entry "usr/evil/passwd"`, "not a directory"}, true},
+		{"bad-hardlink-absent", isMalformed, []string{"layer 1 of 1", `entry "usr/bin/h"`, "does not exist"}, true},
+		{"bad-hardlink-dir", isMalformed, []string{"layer 1 of 1", `entry "usr/bin/h"`, "directory"}, true},
+		{"bad-negative-mtime", isMalformed, []string{"layer 1 of 1", `member "usr/bin/neg"`, "modification time"}, false},
+		{"bad-sparse", isMalformed, []string{"layer 1 of 1", `member "usr/bin/sparse"`, "sparse"}, false},
+		{"bad-truncated", isMalformed, []string{"layer 1 of 1", `member "usr/bin/cut"`, "truncated"}, false},
+		{"bad-checksum", isMalformed, []string{"layer 1 of 1", `member "bin"`, "checksum"}, false},
+		{"bad-diffid", isIntegrity, []string{"layer 1 of 1", "sha256:"}, false},
+		{"bad-diffid-count", isMalformed, []string{"diff_ids"}, false},
+		{"bad-blob", isIntegrity, []string{"layer 1 of 1", "sha256:"}, false},
 	} {
 		t.Run(test.image, func(t *testing.T) {
 			t.Parallel()
@@ -225,7 +250,7 @@ func TestRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			for link := range dump.Links {
-				if !strings.HasPrefix(link, "streams/oci-layer-") {
+				if !test.kept || !strings.HasPrefix(link, "streams/oci-layer-") {
 					t.Errorf("%s was written", link)
 				}
 			}

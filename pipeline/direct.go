@@ -170,6 +170,9 @@ func Init(ctx context.Context, path string, o composefs.InitOptions) (created bo
 // fetchManifest resolves the reference and reads the manifest.
 func (p *pull) fetchManifest(ctx context.Context) error {
 	o := p.Fetch
+	if p.repo != nil && o.TempDir == "" && o.UnpackDir == "" {
+		o.UnpackDir = p.Repo // where there has to be space for the image
+	}
 	o.KnownManifest = func(digest string) []byte {
 		if p.repo == nil {
 			return nil

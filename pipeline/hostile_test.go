@@ -8,15 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/composefs/tree"
 	"github.com/cfs-pull/cfs-pull/internal/ocilayout"
 	"github.com/cfs-pull/cfs-pull/internal/repodump"
 	"github.com/cfs-pull/cfs-pull/pipeline"
@@ -131,11 +136,12 @@ func TestHostileEntries(t *testing.T) {
 		header tar.Header
 		want   string
 	}{
-		"parent":          {tar.Header{Typeflag: tar.TypeReg, Name: "usr/../../f"}, ".."},
-		"link outside":    {tar.Header{Typeflag: tar.TypeLink, Name: "usr/l", Linkname: "../etc/passwd"}, ".."},
-		"long name":       {tar.Header{Typeflag: tar.TypeReg, Name: "usr/" + strings.Repeat("n", 300)}, "longer than 255"},
-		"name of 900 KiB": {tar.Header{Typeflag: tar.TypeReg, Name: "usr/" + strings.Repeat("n", 900<<10)}, "longer than 255"},
-		"deep":            {tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("d/", 100_000)}, "components"},
+		"parent":               {tar.Header{Typeflag: tar.TypeReg, Name: "usr/../../f"}, ".."},
+		"link outside":         {tar.Header{Typeflag: tar.TypeLink, Name: "usr/l", Linkname: "../etc/passwd"}, ".."},
+		"long name":            {tar.Header{Typeflag: tar.TypeReg, Name: "usr/" + strings.Repeat("n", 300)}, "longer than 255"},
+		"name of nearly 1 MiB": {tar.Header{Typeflag: tar.TypeReg, Name: "usr/" + strings.Repeat("n", 1<<20-100)}, "longer than 255"},
+		"huge device number":   {tar.Header{Typeflag: tar.TypeBlock, Name: "usr/d", Mode: 0o600, Devmajor: 1<<21 - 1, Devminor: 1}, `entry "usr/d": the device number`},
+		"deep":                 {tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("d/", 100_000)}, "components"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			image := layoutOf(t, ocilayout.Gzip, func(tw *tar.Writer) error { return tw.WriteHeader(&test.header) })
@@ -148,5 +154,62 @@ func TestHostileEntries(t *testing.T) {
 				t.Errorf("the message has %d bytes", len(err.Error()))
 			}
 		})
+	}
+}
+
+// TestDevices makes sure that device nodes are names in the image and nothing
+// else: none is made, and none is opened.
+func TestDevices(t *testing.T) {
+	image := layoutOf(t, ocilayout.Gzip, func(tw *tar.Writer) error {
+		for _, h := range []tar.Header{
+			{Typeflag: tar.TypeBlock, Name: "usr/disk", Mode: 0o660, Devmajor: 8},
+			{Typeflag: tar.TypeChar, Name: "usr/mem", Mode: 0o666, Devmajor: 1, Devminor: 1},
+			{Typeflag: tar.TypeChar, Name: "usr/whiteout", Mode: 0o644},
+			{Typeflag: tar.TypeChar, Name: "usr/largest", Mode: 0o644, Devmajor: 4095, Devminor: 1<<20 - 1},
+			{Typeflag: tar.TypeFifo, Name: "usr/fifo", Mode: 0o644},
+			{Typeflag: tar.TypeLink, Name: "usr/second", Linkname: "usr/disk"},
+		} {
+			if err := tw.WriteHeader(&h); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	o := pullOptions(newRepo(t, composefs.InitOptions{}), image)
+	o.NoBoot = true
+	result := mustPull(t, o)
+	err := filepath.WalkDir(o.Repo, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type()&(fs.ModeDevice|fs.ModeNamedPipe) != 0 {
+			t.Errorf("%s is a %v", path, d.Type())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := composefs.Open(t.Context(), o.Repo, composefs.OpenOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer repo.Close()
+	root, err := oci.ReadImage(repo, result.Image.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for name, n := range root.Entry("usr").Entries() {
+		got = append(got, fmt.Sprintf("%s kind %v, mode %#o, %d:%d", name, n.Kind, n.Mode, unix.Major(n.Rdev), unix.Minor(n.Rdev)))
+	}
+	slices.Sort(got)
+	want := []string{
+		fmt.Sprintf("disk kind %v, mode 0660, 8:0", tree.BlockDevice),
+		fmt.Sprintf("fifo kind %v, mode 0644, 0:0", tree.FIFO),
+		fmt.Sprintf("largest kind %v, mode 0644, 4095:1048575", tree.CharDevice),
+		fmt.Sprintf("mem kind %v, mode 0666, 1:1", tree.CharDevice),
+		fmt.Sprintf("second kind %v, mode 0660, 8:0", tree.BlockDevice),
+		fmt.Sprintf("whiteout kind %v, mode 0644, 0:0", tree.CharDevice),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("/usr (-want +got):\n%s", diff)
 	}
 }

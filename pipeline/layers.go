@@ -189,7 +189,7 @@ func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer
 		}}, nil
 	}
 	for try := 0; ; try++ {
-		l.id, err = importer.ImportLayer(ctx, open, l.diffID)
+		l.id, err = importer.ImportLayer(ctx, oci.OpenBlob(open, p.Limits), l.diffID)
 		if err == nil {
 			break
 		}

@@ -163,7 +163,9 @@ func TestSignals(t *testing.T) {
 			}
 			rest := messages.rest(t)
 			err = cmd.Wait()
-			if took := time.Since(begin); took > 3*time.Second {
+			// Without an end the stalled layer would be given up after two
+			// minutes; what is complete has to reach a disk that may be busy.
+			if took := time.Since(begin); took > 40*time.Second {
 				t.Errorf("it took %v to end", took)
 			}
 			if got := exitCode(t, err); got != code {

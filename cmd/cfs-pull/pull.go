@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -172,7 +173,7 @@ func (o *pullOptions) resourceFlags() flagGroup {
 	f.IntVar(&o.jobs, "jobs", 0, "`N` threads that hash and store files (default: one a CPU)")
 	f.BoolVar(&o.noSpaceCheck, "no-space-check", false, "do not estimate whether the image will fit")
 	f.Var(&o.minFree, "min-free", "`SIZE` space to stay free (default: the larger of 1 % and 512 MiB, at most 5 %)")
-	f.StringVar(&o.tmpdir, "tmpdir", "", "`DIR` directory for temporary files (default: $TMPDIR, else /tmp)")
+	f.StringVar(&o.tmpdir, "tmpdir", "", "`DIR` directory for temporary files (default: $TMPDIR, else /tmp, but compressed archives are unpacked on the repository's file system)")
 	f.DurationVar(&o.commandTimeout, "command-timeout", 0, "`TIME` give up after this long, for instance 1h (default: never)")
 	return g
 }
@@ -358,7 +359,7 @@ func (o *pullOptions) fetchOptions(log *slog.Logger) (fetch.Options, error) {
 		SignaturePolicy: o.signaturePolicy, InsecurePolicy: o.insecurePolicy, RequireSigned: o.requireSigned,
 		UserAgent: o.userAgentPrefix,
 		Retries:   o.retry, RetryDelay: o.retryDelay,
-		TempDir: o.tmpdir, Logger: log,
+		TempDir: cmp.Or(o.tmpdir, os.Getenv("TMPDIR")), Logger: log,
 	}
 	if f.UserAgent == "" {
 		f.UserAgent = "cfs-pull/" + version

@@ -289,7 +289,7 @@ func scriptTree(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func scriptAwait(ts *testscript.TestScript, _ bool, args []string) {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		_, err := os.Stat(ts.MkAbs(args[0]))
 		if err == nil {

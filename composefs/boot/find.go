@@ -33,7 +33,6 @@ const (
 	maxConfFiles = 256      // files that one names
 	maxEntries   = 10000
 	maxPath      = 4096 // bytes of a PE binary's path; also limits the depth
-	maxLinks     = 40   // symbolic links on the way to os-release
 	maxOSRelease = 1 << 20
 )
 
@@ -299,51 +298,13 @@ func (f *finder) findModules() error {
 }
 
 // lookupFollowing finds the regular file at path as a process whose root is
-// the tree would: symbolic links are followed and ".." stops at the root. It
-// is nil where there is no such file, or more than 40 links lead to it.
+// the tree would. It is nil where there is no such file.
 func lookupFollowing(root *tree.Node, path string) *tree.Node {
-	todo := strings.Split(path, "/")
-	parents := []*tree.Node{root}
-	links, steps := 0, 0
-	for len(todo) > 0 {
-		if steps++; steps > maxPath {
-			return nil
-		}
-		name := todo[0]
-		todo = todo[1:]
-		dir := parents[len(parents)-1]
-		if dir.Kind != tree.Directory {
-			return nil
-		}
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			if len(parents) > 1 {
-				parents = parents[:len(parents)-1]
-			}
-			continue
-		}
-		n := dir.Entry(name)
-		if n == nil {
-			return nil
-		}
-		if n.Kind != tree.Symlink {
-			parents = append(parents, n)
-			continue
-		}
-		if links++; links > maxLinks || len(n.Target) > maxPath {
-			return nil
-		}
-		if strings.HasPrefix(n.Target, "/") {
-			parents = parents[:1]
-		}
-		todo = append(strings.Split(n.Target, "/"), todo...)
+	n, err := root.Follow(path, true)
+	if err != nil || n.Kind != tree.Regular {
+		return nil
 	}
-	if n := parents[len(parents)-1]; n.Kind == tree.Regular {
-		return n
-	}
-	return nil
+	return n
 }
 
 // ReadOSRelease reads the image's os-release. It is empty where there is none,

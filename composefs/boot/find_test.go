@@ -201,20 +201,6 @@ func TestFindBoundsConfs(t *testing.T) {
 	}
 }
 
-func TestLookupFollowingCountsLinks(t *testing.T) {
-	files := image{"l0": "file"}
-	for i := range maxLinks + 1 {
-		files[fmt.Sprintf("l%d", i+1)] = fmt.Sprintf("-> l%d", i)
-	}
-	root, _ := makeTree(t, files)
-	if lookupFollowing(root, fmt.Sprintf("/l%d", maxLinks)) == nil {
-		t.Errorf("%d links are not followed", maxLinks)
-	}
-	if lookupFollowing(root, fmt.Sprintf("/l%d", maxLinks+1)) != nil {
-		t.Errorf("%d links are followed", maxLinks+1)
-	}
-}
-
 func TestFindReportsReadErrors(t *testing.T) {
 	root, store := makeTree(t, image{"boot/loader/entries/a.conf": "title " + strings.Repeat("x", 100) + "\n"})
 	clear(store)

@@ -58,13 +58,9 @@ func ReadImage(repo *composefs.Repo, id fsverity.Digest) (*tree.Node, error) {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	image, err := readErofs(f, id)
 	if err != nil {
 		return nil, err
-	}
-	image, err := erofs.Open(f, info.Size())
-	if err != nil {
-		return nil, fmt.Errorf("read image %s: %w", id, err)
 	}
 	root, err := image.Tree()
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"runtime"
 	"sync"
@@ -20,19 +21,27 @@ import (
 	"github.com/cfs-pull/cfs-pull/internal/tarraw"
 )
 
-// ImporterOptions configure an Importer. The zero value works.
+// ImporterOptions configure an Importer. The zero value works for layers that
+// are blobs.
 type ImporterOptions struct {
 	Limits  Limits
 	Workers int // goroutines that hash and store files; 0 means one a CPU
+	// Methods are the ways in which files of a layer may become objects. What
+	// a layer yields as bytes is always written.
+	Methods composefs.Methods
+	// SkipDiffID leaves out the digest of the layer: whoever can write to the
+	// place that a layer comes from decides then what the image is.
+	SkipDiffID bool
 }
 
 // Importer imports layers into one repository. Several layers may be imported
 // at the same time; they share workers and memory.
 type Importer struct {
-	repo   *composefs.Repo
-	limits Limits
-	store  *objectStore
-	Stats  Stats
+	repo       *composefs.Repo
+	limits     Limits
+	skipDiffID bool
+	store      *objectStore
+	Stats      Stats
 }
 
 // NewImporter starts the workers. Close ends them.
@@ -40,8 +49,8 @@ func NewImporter(repo *composefs.Repo, o ImporterOptions) *Importer {
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
-	im := &Importer{repo: repo, limits: o.Limits.withDefaults()}
-	im.store = newObjectStore(repo, &im.Stats, o.Workers)
+	im := &Importer{repo: repo, limits: o.Limits.withDefaults(), skipDiffID: o.SkipDiffID}
+	im.store = newObjectStore(repo, repo.NewAdopter(o.Methods), &im.Stats, o.Workers)
 	return im
 }
 
@@ -52,8 +61,23 @@ func (im *Importer) Close() { im.store.close() }
 // then, when file is set, a file's content.
 type segment struct {
 	inline []byte
-	file   *promise
-	size   uint64 // of file
+	file   *external
+}
+
+// external is the content of a member on its way into an object and into the
+// digest of the layer.
+type external struct {
+	size  uint64
+	bytes content
+	id    *promise
+}
+
+// content is what a file holds. One of the two is called, once.
+type content interface {
+	// hashTo adds the content to a digest.
+	hashTo(hash.Hash) error
+	// drop gives the content back unread.
+	drop()
 }
 
 const (
@@ -63,14 +87,19 @@ const (
 	largePiece   = 128 << 10 // bytes of a large file passed on at once
 )
 
-// segments is the queue between the framer of a layer and its splitstream.
+// segments is the way of a layer from the framer to its splitstream: framed
+// ones are added to the digest of the layer and are hashed ones then.
 type segments struct {
-	queue  chan segment
+	framed chan segment
+	hashed chan segment
 	inline *semaphore.Weighted
 }
 
 func newSegments() *segments {
-	return &segments{queue: make(chan segment, segmentCount), inline: semaphore.NewWeighted(segmentBytes)}
+	return &segments{
+		framed: make(chan segment, segmentCount), hashed: make(chan segment, segmentCount),
+		inline: semaphore.NewWeighted(segmentBytes),
+	}
 }
 
 // weight is what a segment counts of segmentBytes.
@@ -81,86 +110,134 @@ func (q *segments) send(ctx context.Context, s segment) error {
 		return context.Cause(ctx)
 	}
 	select {
-	case q.queue <- s:
+	case q.framed <- s:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
+// hash adds all segments to h and passes them on, until the framer has ended.
+// It reads the very bytes that become the stream and its objects. h may be nil.
+func (q *segments) hash(ctx context.Context, h hash.Hash) error {
+	var err error
+	for s := range q.framed {
+		if err == nil && h != nil {
+			_, _ = h.Write(s.inline)
+		}
+		if s.file != nil {
+			if err == nil && h != nil {
+				err = s.file.bytes.hashTo(h)
+			} else {
+				s.file.bytes.drop()
+			}
+		}
+		if err != nil {
+			continue // what is left only has to be dropped
+		}
+		select {
+		case q.hashed <- s:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	return err
+}
+
+// DiffIDError reports a layer that is not the one that the config names. It is
+// [ErrIntegrity].
+type DiffIDError struct{ Got, Want Digest }
+
+func (e *DiffIDError) Error() string {
+	return fmt.Sprintf("%v: the uncompressed layer has digest %s, the config says %s", ErrIntegrity, e.Got, e.Want)
+}
+
+// Unwrap returns ErrIntegrity.
+func (e *DiffIDError) Unwrap() error { return ErrIntegrity }
+
 // ImportLayer stores a layer and returns the id of its splitstream. The layer
-// is not linked: no name leads to it yet. open returns the layer's blob, which
-// may be compressed and is read to its end; reading ends when the context ends
-// that open was called with. A layer whose uncompressed bytes do not have the
-// digest diffID is an error, and then no stream of it is stored.
-func (im *Importer) ImportLayer(ctx context.Context, open func(context.Context) (io.ReadCloser, error), diffID Digest) (_ fsverity.Digest, err error) {
+// is not linked: no name leads to it yet. A layer whose uncompressed bytes do
+// not have the digest diffID is an error, and then no stream of it is stored.
+func (im *Importer) ImportLayer(ctx context.Context, open OpenLayer, diffID Digest) (_ fsverity.Digest, err error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	blob, err := open(ctx)
+	layer, err := open(ctx)
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
 	defer func() {
-		if closeErr := blob.Close(); err == nil {
+		if closeErr := layer.Close(); err == nil {
 			err = closeErr
 		}
 	}()
-	id, err := im.importBlob(ctx, stop, blob, diffID)
-	if errors.Is(err, ErrMalformed) && ctx.Err() == nil {
-		// A blob that is not what its digest says breaks the rules of tar, too.
-		// Its end tells which it is.
-		if _, blobErr := io.Copy(io.Discard, blob); blobErr != nil {
-			err = fmt.Errorf("%w (before that: %w)", blobErr, err)
-		}
+	id, err := im.importLayer(ctx, stop, layer, diffID)
+	if _, wrong := errors.AsType[*DiffIDError](err); wrong || errors.Is(err, ErrMalformed) {
+		err = layer.Explain(ctx, err)
 	}
 	return id, err
 }
 
-// importBlob is ImportLayer for an open blob. It calls stop when there is no
-// use in reading the blob further.
-func (im *Importer) importBlob(ctx context.Context, stop context.CancelCauseFunc, blob io.Reader, diffID Digest) (fsverity.Digest, error) {
+// importLayer is ImportLayer for an open layer. It calls stop when there is no
+// use in reading the layer further.
+func (im *Importer) importLayer(ctx context.Context, stop context.CancelCauseFunc, layer LayerReader, diffID Digest) (fsverity.Digest, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	plain, err := newDecompressor(blob, im.limits)
-	if err != nil {
-		return fsverity.Digest{}, err
-	}
-	defer plain.Close()
-	hash := sha256.New()
-	in := newReadAhead(ctx, plain, func(b []byte) { hash.Write(b) })
-	defer in.Close()
-
-	out := newSegments()
-	var frameErr error
-	var framer sync.WaitGroup
-	framer.Go(func() {
-		defer close(out.queue)
-		frameErr = malformed(im.frame(ctx, in, out))
-		if frameErr == nil {
-			if got := digestFromSum(hash.Sum(nil)); got != diffID {
-				frameErr = fmt.Errorf("%w: the uncompressed layer has digest %s, the config says %s", ErrIntegrity, got, diffID)
-			}
-		}
-		if frameErr != nil {
-			cancel(frameErr)
+	way := newSegments()
+	var readErr error
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		defer close(way.hashed)
+		if readErr = im.read(ctx, cancel, layer, way, diffID); readErr != nil {
+			cancel(readErr)
 		}
 	})
 	id, err := im.repo.WriteStream(splitstream.Layer, func(w *splitstream.Writer) error {
 		defer func() { im.Stats.BytesInlined.Add(int64(w.InlineBytes())) }()
-		return im.assemble(ctx, w, out)
+		return im.assemble(ctx, w, way)
 	})
 	if err != nil {
 		cancel(err)
 		if !errors.Is(err, ErrMalformed) {
-			stop(err) // the framer may be waiting for the blob
+			stop(err) // the framer may be waiting for the layer
 		}
 	}
-	framer.Wait()
-	if err != nil || frameErr != nil {
+	reader.Wait()
+	if err != nil || readErr != nil {
 		// Whatever ended the context is the cause, and the rest followed.
 		return fsverity.Digest{}, context.Cause(ctx)
 	}
 	return id, nil
+}
+
+// read frames a layer, hashes it and compares its digest.
+func (im *Importer) read(ctx context.Context, cancel context.CancelCauseFunc, layer LayerReader, way *segments, diffID Digest) error {
+	var framer sync.WaitGroup
+	var frameErr error
+	framer.Go(func() {
+		defer close(way.framed)
+		if frameErr = malformed(im.frame(ctx, layer, way)); frameErr != nil {
+			cancel(frameErr)
+		}
+	})
+	var h hash.Hash
+	if !im.skipDiffID {
+		h = sha256.New()
+	}
+	err := way.hash(ctx, h)
+	if err != nil {
+		cancel(err)
+	}
+	framer.Wait()
+	switch {
+	case frameErr != nil:
+		return frameErr
+	case err != nil || h == nil:
+		return err
+	}
+	if got := digestFromSum(h.Sum(nil)); got != diffID {
+		return &DiffIDError{Got: got, Want: diffID}
+	}
+	return nil
 }
 
 // malformed marks the errors of the tar framer that are about the archive and
@@ -173,30 +250,30 @@ func malformed(err error) error {
 }
 
 // assemble writes segments to the splitstream in their order.
-func (im *Importer) assemble(ctx context.Context, w *splitstream.Writer, in *segments) error {
-	for s := range in.queue {
+func (im *Importer) assemble(ctx context.Context, w *splitstream.Writer, way *segments) error {
+	for s := range way.hashed {
 		_, err := w.Write(s.inline)
-		in.inline.Release(s.weight())
+		way.inline.Release(s.weight())
 		if err != nil {
 			return err
 		}
 		if s.file == nil {
 			continue
 		}
-		id, err := s.file.wait(ctx)
+		id, err := s.file.id.wait(ctx)
 		if err != nil {
 			return err
 		}
-		if err := w.External(id, s.size); err != nil {
+		if err := w.External(id, s.file.size); err != nil {
 			return err
 		}
 	}
-	// The framer closes the queue also when it fails.
+	// The queue ends also when the reading has failed.
 	return context.Cause(ctx)
 }
 
 // frame cuts the tar into segments and hands the files to the store.
-func (im *Importer) frame(ctx context.Context, in io.Reader, out *segments) error {
+func (im *Importer) frame(ctx context.Context, layer LayerReader, way *segments) error {
 	var inline []byte
 	collect := func(b []byte) error {
 		inline = append(inline, b...)
@@ -205,15 +282,15 @@ func (im *Importer) frame(ctx context.Context, in io.Reader, out *segments) erro
 		}
 		s := segment{inline: inline}
 		inline = nil
-		return out.send(ctx, s)
+		return way.send(ctx, s)
 	}
-	tar := tarraw.NewReader(in, collect, tarraw.Limits{})
+	tar := tarraw.NewReader(layer, collect, tarraw.Limits{})
 	large := newLargeStore(im.store)
 	defer large.close()
 	for entries := 0; ; entries++ {
 		e, err := tar.Next()
 		if errors.Is(err, io.EOF) {
-			return out.send(ctx, segment{inline: inline})
+			return way.send(ctx, segment{inline: inline})
 		}
 		if err != nil {
 			return err
@@ -224,17 +301,20 @@ func (im *Importer) frame(ctx context.Context, in io.Reader, out *segments) erro
 		if !e.External() {
 			continue
 		}
+		s := segment{inline: inline, file: &external{size: e.Size, id: newPromise()}}
+		inline = nil
+		body := body{tar: tar}
+		if tar.Buffered() == 0 {
+			if body.file = layer.NextFile(e.Size); body.file != nil {
+				tar.SkipBody()
+			}
+		}
 		// The segment goes first, so that a file that cannot be stored is
 		// noticed before the rest of it is read.
-		s := segment{inline: inline, file: newPromise(), size: e.Size}
-		inline = nil
-		if err := out.send(ctx, s); err != nil {
-			return err
-		}
-		if e.Size <= smallFile {
-			err = im.storeSmall(ctx, tar, e, s.file)
+		if e.Size <= smallFileSize {
+			err = im.frameSmall(ctx, way, s, body)
 		} else {
-			err = large.put(ctx, tar, e, s.file)
+			err = large.frame(ctx, way, s, body)
 		}
 		if err != nil {
 			return err
@@ -242,16 +322,37 @@ func (im *Importer) frame(ctx context.Context, in io.Reader, out *segments) erro
 	}
 }
 
-func (im *Importer) storeSmall(ctx context.Context, body io.Reader, e *tarraw.Entry, p *promise) error {
-	data, err := im.store.buffer(ctx, int(e.Size))
+// body is where the content of a member is: in a file, or in the tar.
+type body struct {
+	tar  *tarraw.Reader
+	file *LayerFile // or nil
+}
+
+// frameSmall passes a small file on.
+func (im *Importer) frameSmall(ctx context.Context, way *segments, s segment, from body) error {
+	buf, err := im.store.buffer(ctx, int(s.file.size), 2)
 	if err != nil {
 		return err
 	}
-	if _, err := io.ReadFull(body, data); err != nil {
-		im.store.release(data)
+	f := &smallFile{buffer: buf, from: from.file, id: s.file.id}
+	s.file.bytes = f
+	if from.file != nil {
+		f.ready = make(chan struct{})
+	} else if _, err = io.ReadFull(from.tar, buf.data); err != nil {
+		f.drop()
+		f.drop()
 		return err
 	}
-	return im.store.put(ctx, data, p)
+	if err := im.store.put(ctx, f); err != nil {
+		f.drop()
+		f.drop()
+		return err
+	}
+	if err := way.send(ctx, s); err != nil {
+		f.drop()
+		return err
+	}
+	return nil
 }
 
 // largeStore stores a layer's large files, one after the other, in a goroutine
@@ -277,29 +378,42 @@ func (l *largeStore) close() {
 	l.done.Wait()
 }
 
-// put reads the body of e and passes it on piece by piece.
-func (l *largeStore) put(ctx context.Context, body io.Reader, e *tarraw.Entry, p *promise) error {
-	f := &largeFile{pieces: make(chan []byte, 4), p: p}
-	defer close(f.pieces)
-	select {
-	case l.files <- f:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+// frame passes a large file on, then its content piece by piece.
+func (l *largeStore) frame(ctx context.Context, way *segments, s segment, from body) error {
+	f := newLargeFile(s.file.id)
+	s.file.bytes = f
+	defer f.end()
+	if err := way.send(ctx, s); err != nil {
+		return err
 	}
-	for left := e.Size; left > 0; {
-		piece, err := l.store.buffer(ctx, int(min(left, largePiece)))
+	var in io.Reader = from.tar
+	if from.file != nil {
+		donor, err := openDonor(from.file, s.file.size)
 		if err != nil {
 			return err
 		}
-		if _, err := io.ReadFull(body, piece); err != nil {
-			l.store.release(piece)
+		f.donor, in = donor, donor
+	}
+	select {
+	case l.files <- f:
+	case <-ctx.Done():
+		f.closeDonor()
+		return context.Cause(ctx)
+	}
+	for left := s.file.size; left > 0; {
+		piece, err := l.store.buffer(ctx, int(min(left, largePiece)), 2)
+		if err != nil {
 			return err
 		}
-		left -= uint64(len(piece))
-		if left == 0 {
-			f.whole = true
+		if err := f.fill(in, piece); err != nil {
+			piece.release()
+			piece.release()
+			return err
 		}
-		f.pieces <- piece
+		left -= uint64(len(piece.data))
+		f.whole = left == 0
+		f.stored <- piece
+		f.hashed <- piece
 	}
 	return nil
 }

@@ -63,6 +63,13 @@ func (r *endless) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// bytesOnly is a layer without files.
+type bytesOnly struct{ io.Reader }
+
+func (bytesOnly) NextFile(uint64) *LayerFile                 { return nil }
+func (bytesOnly) Explain(_ context.Context, err error) error { return err }
+func (bytesOnly) Close() error                               { return nil }
+
 // TestInlineBytesAreBounded frames a layer of empty files faster than anything
 // takes its segments.
 func TestInlineBytesAreBounded(t *testing.T) {
@@ -72,7 +79,7 @@ func TestInlineBytesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		im := NewImporter(repo, ImporterOptions{Workers: 1})
 		ctx, cancel := context.WithCancel(t.Context())
-		go func() { _ = im.frame(ctx, in, newSegments()) }()
+		go func() { _ = im.frame(ctx, bytesOnly{in}, newSegments()) }()
 		synctest.Wait()
 		cancel()
 		synctest.Wait()
@@ -117,9 +124,9 @@ func TestStoreFails(t *testing.T) {
 			open := func(ctx context.Context) (io.ReadCloser, error) {
 				return &stalling{ctx, io.MultiReader(bytes.NewReader(head), content)}, nil
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			_, err := im.ImportLayer(ctx, open, DigestOf(nil))
+			_, err := im.ImportLayer(ctx, OpenBlob(open, Limits{}), DigestOf(nil))
 			if !errors.Is(err, unix.ENOTDIR) {
 				t.Fatalf("import: %v, want that objects/ is not a directory", err)
 			}
@@ -147,7 +154,7 @@ func TestTransferErrorIsNotMalformed(t *testing.T) {
 		open := func(context.Context) (io.ReadCloser, error) {
 			return io.NopCloser(io.MultiReader(bytes.NewReader(b.Bytes()[:n]), errReader{broken})), nil
 		}
-		_, err := im.ImportLayer(t.Context(), open, DigestOf(nil))
+		_, err := im.ImportLayer(t.Context(), OpenBlob(open, Limits{}), DigestOf(nil))
 		if !errors.Is(err, broken) || errors.Is(err, ErrMalformed) {
 			t.Errorf("after %d bytes: %v", n, err)
 		}
@@ -187,7 +194,7 @@ func TestCauseIsReported(t *testing.T) {
 				if end == io.EOF {
 					want = ErrMalformed
 				}
-				if _, err := im.ImportLayer(t.Context(), open, DigestOf(nil)); !errors.Is(err, want) {
+				if _, err := im.ImportLayer(t.Context(), OpenBlob(open, Limits{}), DigestOf(nil)); !errors.Is(err, want) {
 					t.Fatalf("a file of %d bytes that ends with %v: %v", size, end, err)
 				}
 			}

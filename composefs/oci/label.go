@@ -6,20 +6,19 @@ package oci
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 	"github.com/cfs-pull/cfs-pull/internal/selinux"
 )
 
 const selinuxXattr = "security.selinux"
 
-// maxPolicyFile is the largest file of a policy's file contexts in bytes.
-const maxPolicyFile = 64 << 20
-
 // label sets security.selinux on every node from the policy in the tree. An
 // image without a policy is left without labels.
 func label(root *tree.Node, content tree.Content) error {
-	policy, err := loadPolicy(root, content)
+	policy, err := selinux.Load(treeFiles{root, content})
 	if err != nil {
 		return fmt.Errorf("load the image's SELinux policy: %w", err)
 	}
@@ -36,70 +35,43 @@ func label(root *tree.Node, content tree.Content) error {
 	return nil
 }
 
-// loadPolicy reads the file contexts of the policy that /etc/selinux/config
-// names. It returns nil when the image has none.
-func loadPolicy(root *tree.Node, content tree.Content) (*selinux.Policy, error) {
-	dir, err := root.Lookup("etc/selinux")
-	if err != nil || dir.Kind != tree.Directory {
-		return nil, nil //nolint:nilerr // no policy
-	}
-	config, err := readFile(dir, "config", content)
-	if errors.Is(err, tree.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	name, ok := selinux.ParseConfig(config)
-	if !ok {
-		return nil, nil
-	}
-	files, err := dir.Lookup(name + "/contexts/files")
-	if err != nil {
-		return nil, fmt.Errorf("policy %q: contexts/files: %w", name, err)
-	}
-	var src selinux.Sources
-	for _, f := range []struct {
-		name string
-		to   *[]byte
-		must bool
-	}{
-		{"file_contexts", &src.FileContexts, true},
-		{"file_contexts.local", &src.Local, false},
-		{"file_contexts.homedirs", &src.Homedirs, false},
-		{"file_contexts.subs", &src.Subs, false},
-		{"file_contexts.subs_dist", &src.SubsDist, false},
-	} {
-		*f.to, err = readFile(files, f.name, content)
-		if err != nil && (f.must || !errors.Is(err, tree.ErrNotExist)) {
-			return nil, fmt.Errorf("policy %q: %s: %w", name, f.name, err)
-		}
-	}
-	return selinux.Parse(src)
+// treeFiles are the files of a tree, for [selinux.Load].
+type treeFiles struct {
+	root    *tree.Node
+	content tree.Content
 }
 
-// readFile reads a regular file of dir.
-func readFile(dir *tree.Node, name string, content tree.Content) ([]byte, error) {
-	n, err := dir.Lookup(name)
+// ReadFile implements [selinux.Files].
+func (f treeFiles) ReadFile(path string) ([]byte, error) {
+	n, err := f.root.Lookup(path)
+	if errors.Is(err, tree.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if n.Kind != tree.Regular {
-		return nil, fmt.Errorf("%s is not a regular file", name)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
-	if n.Size > maxPolicyFile {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are read", name, n.Size, maxPolicyFile)
+	if n.Size > selinux.MaxPolicyFile {
+		return nil, rooted.TooLarge(path, selinux.MaxPolicyFile)
 	}
-	r, err := content.Open(n)
+	r, err := f.content.Open(n)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
 	data := make([]byte, n.Size)
 	if m, err := r.ReadAt(data, 0); m < len(data) {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	return data, nil
+}
+
+// IsDir implements [selinux.Files].
+func (f treeFiles) IsDir(path string) (bool, error) {
+	n, err := f.root.Lookup(path)
+	return err == nil && n.Kind == tree.Directory, nil
 }
 
 // labeller labels a tree in pre-order, entries in byte order. The first name

@@ -109,6 +109,18 @@ type Config struct {
 // ParseConfig reads a config and checks that it has one diff_id for each of
 // the manifest's layers.
 func ParseConfig(raw []byte, layers int) (*Config, error) {
+	c, err := ParseLoneConfig(raw)
+	if err == nil && len(c.DiffIDs) != layers {
+		err = fmt.Errorf("parse config: %w: it lists %d diff_ids, the manifest %d layers", ErrMalformed, len(c.DiffIDs), layers)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// ParseLoneConfig reads a config whose manifest is not known.
+func ParseLoneConfig(raw []byte) (*Config, error) {
 	var doc struct {
 		Architecture string `json:"architecture"`
 		OS           string `json:"os"`
@@ -125,9 +137,8 @@ func ParseConfig(raw []byte, layers int) (*Config, error) {
 	if err := json.Unmarshal(raw, &doc); err != nil {
 		return nil, fmt.Errorf("parse config: %w: %w", ErrMalformed, err)
 	}
-	if len(doc.RootFS.DiffIDs) != layers {
-		return nil, fmt.Errorf("parse config: %w: it lists %d diff_ids, the manifest %d layers",
-			ErrMalformed, len(doc.RootFS.DiffIDs), layers)
+	if len(doc.RootFS.DiffIDs) > MaxLayers {
+		return nil, fmt.Errorf("parse config: %w: %d diff_ids, at most %d are accepted", ErrMalformed, len(doc.RootFS.DiffIDs), MaxLayers)
 	}
 	c := &Config{
 		Architecture: doc.Architecture, OS: doc.OS, Variant: doc.Variant,

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -256,7 +257,10 @@ func newNode(e *tarraw.Entry) (n *tree.Node, rule string) {
 		if !e.HasDev {
 			return nil, "a device without device numbers"
 		}
-		n.Rdev = unix.Mkdev(e.Devmajor, e.Devminor)
+		// EROFS has 32 bits for both.
+		if n.Rdev = unix.Mkdev(e.Devmajor, e.Devminor); n.Rdev > math.MaxUint32 {
+			return nil, fmt.Sprintf("the device number %d:%d is too large", e.Devmajor, e.Devminor)
+		}
 	case tarraw.TypeFIFO:
 		n.Kind, kind = tree.FIFO, unix.S_IFIFO
 	default:

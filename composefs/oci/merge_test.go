@@ -118,6 +118,8 @@ func TestMergeRefuses(t *testing.T) {
 		{symlink("l", "a\x00b"), "1 to 4095"},
 		{&tarraw.Entry{Type: 'X', Name: "x"}, "not supported"},
 		{&tarraw.Entry{Type: tarraw.TypeCharDevice, Name: "x"}, "device numbers"},
+		{&tarraw.Entry{Type: tarraw.TypeBlock, Name: "x", HasDev: true, Devmajor: 4096}, "device number 4096:0 is too large"},
+		{&tarraw.Entry{Type: tarraw.TypeCharDevice, Name: "x", HasDev: true, Devminor: 1 << 20}, "too large"},
 		{&tarraw.Entry{Type: tarraw.TypeRegular, Name: "x", Mode: 0o120777}, "another file type"},
 		{&tarraw.Entry{Type: tarraw.TypeDirectory, Name: "d", Mode: 0o100755}, "another file type"},
 	} {

@@ -17,25 +17,22 @@ const (
 // readAhead reads from r in a goroutine of its own, so that decompression and
 // what is done with the bytes run side by side.
 type readAhead struct {
-	full    chan []byte
-	free    chan []byte
-	block   []byte // being read, to give back
-	rest    []byte // of block, not read yet
-	observe func([]byte)
-	err     error // valid when full is closed
-	stop    context.CancelFunc
-	done    sync.WaitGroup
+	full  chan []byte
+	free  chan []byte
+	block []byte // being read, to give back
+	rest  []byte // of block, not read yet
+	err   error  // valid when full is closed
+	stop  context.CancelFunc
+	done  sync.WaitGroup
 }
 
-// newReadAhead starts to read r until its end, an error or Close. Each block
-// is shown to observe, in order, before Read returns its bytes.
-func newReadAhead(ctx context.Context, r io.Reader, observe func([]byte)) *readAhead {
+// newReadAhead starts to read r until its end, an error or Close.
+func newReadAhead(ctx context.Context, r io.Reader) *readAhead {
 	ctx, cancel := context.WithCancel(ctx)
 	a := &readAhead{
-		full:    make(chan []byte, blockCount),
-		free:    make(chan []byte, blockCount),
-		observe: observe,
-		stop:    cancel,
+		full: make(chan []byte, blockCount),
+		free: make(chan []byte, blockCount),
+		stop: cancel,
 	}
 	for range blockCount {
 		a.free <- make([]byte, blockSize)
@@ -93,7 +90,6 @@ func (a *readAhead) Read(p []byte) (int, error) {
 		if !ok {
 			return 0, a.err
 		}
-		a.observe(block)
 		a.block, a.rest = block, block
 	}
 	n := copy(p, a.rest)

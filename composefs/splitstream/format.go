@@ -125,6 +125,11 @@ func (h header) encode() [headerSize]byte {
 	return b
 }
 
+// hasMagic reports whether a header has the magic in either place.
+func hasMagic(b *[headerSize]byte) bool {
+	return string(b[:11]) == magic || string(b[18:29]) == magic
+}
+
 // decodeHeader reads either order of the header.
 func decodeHeader(b *[headerSize]byte) (header, error) {
 	var info, tail []byte

@@ -67,6 +67,25 @@ type nameIndex struct {
 // size bytes of r. An error wraps [ErrFormat] or [ErrContentType] unless
 // reading itself failed.
 func NewReader(r io.ReaderAt, size int64, o ReaderOptions) (*Reader, error) {
+	rd, err := readHead(r, size, o)
+	if err != nil {
+		return nil, err
+	}
+	if rd.streams, err = rd.readTable("stream_refs", rd.info.streamRefs); err != nil {
+		return nil, err
+	}
+	if rd.objects, err = rd.readTable("object_refs", rd.info.objectRefs); err != nil {
+		return nil, err
+	}
+	if err := rd.readNames(); err != nil {
+		return nil, err
+	}
+	return rd, nil
+}
+
+// readHead reads the header and the info block, and checks the places and
+// lengths of the sections.
+func readHead(r io.ReaderAt, size int64, o ReaderOptions) (*Reader, error) {
 	if size < headerSize {
 		return nil, fmt.Errorf("%w: %d bytes are less than a header", ErrFormat, size)
 	}
@@ -106,16 +125,10 @@ func NewReader(r io.ReaderAt, size int64, o ReaderOptions) (*Reader, error) {
 			return nil, err
 		}
 	}
-	if rd.streams, err = rd.readTable("stream_refs", rd.info.streamRefs); err != nil {
+	if err := rd.checkTable("stream_refs", rd.info.streamRefs); err != nil {
 		return nil, err
 	}
-	if rd.objects, err = rd.readTable("object_refs", rd.info.objectRefs); err != nil {
-		return nil, err
-	}
-	if err := rd.readNames(); err != nil {
-		return nil, err
-	}
-	return rd, nil
+	return rd, rd.checkTable("object_refs", rd.info.objectRefs)
 }
 
 func (s span) check(name string, size int64) error {
@@ -137,16 +150,21 @@ func readAt(r io.ReaderAt, b []byte, off uint64) error {
 	return err
 }
 
-func (r *Reader) readTable(name string, s span) ([]byte, error) {
+// checkTable checks the length of a table of digests.
+func (r *Reader) checkTable(name string, s span) error {
 	h := uint64(r.algorithm.Size())
 	n := s.length()
 	if n%h != 0 {
-		return nil, fmt.Errorf("%w: %s is %d bytes, not a multiple of %d", ErrFormat, name, n, h)
+		return fmt.Errorf("%w: %s is %d bytes, not a multiple of %d", ErrFormat, name, n, h)
 	}
 	if n/h > maxRefs {
-		return nil, fmt.Errorf("%w: %s has %d entries, more than %d", ErrFormat, name, n/h, maxRefs)
+		return fmt.Errorf("%w: %s has %d entries, more than %d", ErrFormat, name, n/h, maxRefs)
 	}
-	b := make([]byte, n)
+	return nil
+}
+
+func (r *Reader) readTable(name string, s span) ([]byte, error) {
+	b := make([]byte, s.length())
 	if err := readAt(r.r, b, s.start); err != nil {
 		return nil, fmt.Errorf("read %s of splitstream: %w", name, err)
 	}
@@ -169,7 +187,7 @@ func (r *Reader) readNames() error {
 	if !utf8.Valid(text) {
 		return fmt.Errorf("%w: named_refs is not UTF-8", ErrFormat)
 	}
-	count := len(r.streams) / r.algorithm.Size()
+	count := r.info.streamRefs.length() / uint64(r.algorithm.Size())
 	for len(text) > 0 {
 		record, rest, ok := bytes.Cut(text, []byte{0})
 		if !ok {
@@ -181,7 +199,7 @@ func (r *Reader) readNames() error {
 			return fmt.Errorf("%w: named_refs record %.80q has no colon", ErrFormat, record)
 		}
 		index, err := strconv.ParseUint(number, 10, 32)
-		if err != nil || index >= uint64(count) {
+		if err != nil || index >= count {
 			return fmt.Errorf("%w: named_refs record %.80q does not index %d streams", ErrFormat, record, count)
 		}
 		r.names = append(r.names, nameIndex{name, int(index)})

@@ -26,10 +26,9 @@ var layers = [][]string{
 	{"fsverity", "internal/rooted"},
 	{"composefs/tree"},
 	{"composefs/splitstream", "erofs"},
-	{"composefs/dumpfile"},
-	{"internal/filelock", "internal/freespace"},
+	{"composefs/dumpfile", "composefs/scan", "internal/filelock", "internal/freespace"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
-	{"composefs/oci"},
+	{"composefs/mount", "composefs/oci"},
 	{"pipeline/fetch", "cstor"},
 	{"pipeline"},
 	{"cmd/cfs-pull"},
@@ -37,7 +36,7 @@ var layers = [][]string{
 
 // testOnly are packages that only tests, demonstrations and benchmarks use.
 var testOnly = []string{
-	"bench", "erofs/internal/erofstest", "internal/demo", "internal/depcheck", "internal/loopfs", "internal/microvm", "internal/ocilayout",
+	"bench", "erofs/internal/erofstest", "internal/crashtest", "internal/demo", "internal/depcheck", "internal/loopfs", "internal/microvm", "internal/ocilayout",
 	"internal/realimage", "internal/repodump", "internal/securemode", "internal/testregistry", "internal/testutil",
 }
 

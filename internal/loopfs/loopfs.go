@@ -13,6 +13,7 @@ package loopfs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -67,6 +68,28 @@ func Mount(tb testing.TB, kind Kind) string {
 // xfs needs 300 MiB, btrfs 109 MiB.
 func MountSize(tb testing.TB, kind Kind, size int64) string {
 	tb.Helper()
+	// TempDir first: its removal then runs after the unmount below.
+	dir := tb.TempDir()
+	image := filepath.Join(dir, string(kind)+".img")
+	target := filepath.Join(dir, "mnt")
+	if err := os.Mkdir(target, 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	Format(tb, kind, image, size)
+	if err := Attach(kind, image, target); err != nil {
+		if !supported(kind) {
+			tb.Skipf("the kernel has no %s: %v", kind, err)
+		}
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { Unmount(tb, target) })
+	return target
+}
+
+// Format makes a file system in a new sparse file of a size in bytes. The test
+// is skipped where Mount skips it, except for a missing driver.
+func Format(tb testing.TB, kind Kind, image string, size int64) {
+	tb.Helper()
 	testutil.RequireRoot(tb)
 	how, ok := mkfs[kind]
 	if !ok {
@@ -77,14 +100,6 @@ func MountSize(tb testing.TB, kind Kind, size int64) string {
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
 		tb.Skip("no loop devices: the kernel or the container lacks /dev/loop-control")
 	}
-
-	// TempDir first: its removal then runs after the unmount below.
-	dir := tb.TempDir()
-	image := filepath.Join(dir, string(kind)+".img")
-	target := filepath.Join(dir, "mnt")
-	if err := os.Mkdir(target, 0o755); err != nil {
-		tb.Fatal(err)
-	}
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		tb.Fatal(err)
 	}
@@ -94,16 +109,17 @@ func MountSize(tb testing.TB, kind Kind, size int64) string {
 	if out, err := exec.Command(program, append(how.args, image)...).CombinedOutput(); err != nil {
 		tb.Fatalf("%s: %v\n%s", how.program, err, out)
 	}
+}
+
+// Attach mounts the file system in a file through a loop device that goes away
+// with the unmount. Unmount it with [Unmount].
+func Attach(kind Kind, image, target string) error {
 	// mount(8) finds a free loop device and marks it for removal with the
 	// unmount, which is more than a few lines of ioctls.
 	if out, err := exec.Command("mount", "-t", string(kind), "-o", "loop", image, target).CombinedOutput(); err != nil {
-		if !supported(kind) {
-			tb.Skipf("the kernel has no %s: %s", kind, out)
-		}
-		tb.Fatalf("mount %s: %v\n%s", kind, err, out)
+		return fmt.Errorf("mount %s: %w: %s", kind, err, bytes.TrimSpace(out))
 	}
-	tb.Cleanup(func() { Unmount(tb, target) })
-	return target
+	return nil
 }
 
 // supported tells whether the kernel knows the file system, now that mount(8)

@@ -7,9 +7,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -114,6 +116,9 @@ func TestParseStatus(t *testing.T) {
 		fails  bool
 	}{
 		{status: "exit 0\n"},
+		{status: "start\nexit 3\n", code: 3},
+		{status: "start\n", code: -1, none: true, fails: true},
+		{status: "start\nsetup cannot hand back /out\n", code: -1, fails: true},
 		{status: "exit 255\n", code: 255},
 		{status: "", code: -1, none: true, fails: true},
 		{status: "exit 1", code: -1, none: true, fails: true}, // cut off
@@ -152,5 +157,44 @@ func TestExtractStaysInside(t *testing.T) {
 		if left, err := os.ReadDir(above); err != nil || len(left) != 2 {
 			t.Errorf("after extract of %s the directory above has %v, %v", header.Name, left, err)
 		}
+	}
+}
+
+// TestCrash has a QEMU that crashes, as some do while the machine boots.
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name, before string // what it does before each crash
+		crashes      int
+		starts       int
+		fails        bool
+	}{
+		{name: "once", crashes: 1, starts: 2},
+		{name: "always", crashes: 100, starts: maxStarts, fails: true},
+		{name: "in the script", before: "echo start >port-status", crashes: 1, starts: 1, fails: true},
+		{name: "not at all", starts: 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			qemu := filepath.Join(dir, "qemu")
+			script := fmt.Sprintf("#!/bin/sh\ncd %s\necho >>starts\n[ $(wc -l <starts) -gt %d ] || { %s\nkill -ABRT $$; }\n",
+				dir, test.crashes, test.before)
+			// Written by a child: a fork of this process at that time must not
+			// have the file open for writing when it is to run.
+			write := exec.CommandContext(t.Context(), "sh", "-c", "cat >qemu && chmod +x qemu")
+			write.Dir, write.Stdin = dir, strings.NewReader(script)
+			if err := write.Run(); err != nil {
+				t.Fatal(err)
+			}
+			m := machine{qemu: qemu, dir: dir}
+			if err := m.run(t.Context()); (err != nil) != test.fails {
+				t.Errorf("run: %v, want failure: %v", err, test.fails)
+			}
+			starts, err := os.ReadFile(filepath.Join(dir, "starts"))
+			if err != nil || len(starts) != test.starts {
+				t.Errorf("%d starts, %v, want %d", len(starts), err, test.starts)
+			}
+		})
 	}
 }

@@ -41,6 +41,11 @@ while read -r module; do
 done </etc/microvm/modules
 ip link set lo up
 
+# The kernel started with one CPU, see machine.args.
+for online in /sys/devices/system/cpu/cpu[1-9]*/online; do
+	[ ! -e "$online" ] || echo 1 >"$online" || finish "setup cannot start another CPU: $online"
+done
+
 # The root of an initramfs cannot be moved away by pivot_root. A mount of
 # itself on top can.
 mkdir /run/root
@@ -48,6 +53,8 @@ mount --rbind / /run/root
 cd /run/root || finish "setup no root directory"
 mount --move . /
 
+# From here on the machine cannot be started again as if nothing had happened.
+echo start >"$status"
 chroot . /bin/sh /etc/microvm/script </dev/null >"$output" 2>&1
 code=$?
 chroot . tar -c -f "$files" -C /out . || finish "setup cannot hand back /out"

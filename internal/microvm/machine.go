@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -47,7 +48,12 @@ func (m *machine) args() []string {
 		"-m", strconv.Itoa(m.memoryMiB), "-smp", strconv.Itoa(m.cpus),
 		"-kernel", m.kernel, "-initrd", m.initrd,
 		// panic=-1 restarts at once, and -no-reboot makes that the end.
-		"-append", "console=ttyS0 panic=-1 quiet mitigations=off",
+		//
+		// maxcpus=1: while the kernel moves the PCI devices' memory around,
+		// QEMU before 10.1 uses tables that it has freed, and aborts now and
+		// then ("iotlb_to_section"), if a second CPU runs at that time. Init
+		// starts the others.
+		"-append", "console=ttyS0 panic=-1 quiet mitigations=off maxcpus=1",
 		"-serial", "file:" + escape(m.consolePath()),
 		"-device", "virtio-serial-pci",
 	}
@@ -85,8 +91,36 @@ func diskArgs(i int, d Disk) []string {
 // escape doubles commas, which separate QEMU's options.
 func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 
-// run runs QEMU to its end, or kills it when ctx ends.
+// maxStarts is how often a machine is started when QEMU crashes.
+const maxStarts = 3
+
+// run runs QEMU to its end, or kills it when ctx ends. When QEMU itself crashes
+// before the script has begun, nothing has happened to the disks, and it is
+// started again.
 func (m *machine) run(ctx context.Context) error {
+	for start := 1; ; start++ {
+		err := m.runOnce(ctx)
+		if err == nil || ctx.Err() != nil || start == maxStarts || !crashed(err) {
+			return err
+		}
+		status, statusErr := m.readPort(portStatus)
+		if statusErr != nil || status != "" {
+			return err
+		}
+	}
+}
+
+// crashed tells whether a program was ended by a signal.
+func crashed(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled()
+}
+
+func (m *machine) runOnce(ctx context.Context) error {
 	for _, d := range m.disks {
 		if d.WriteLog == "" {
 			continue

@@ -18,7 +18,7 @@ import (
 const (
 	DefaultMemoryMiB = 1024
 	DefaultCPUs      = 2
-	DefaultTimeout   = 3 * time.Minute // a run takes seconds where the machine is idle
+	DefaultTimeout   = 10 * time.Minute // only against hanging: a run takes seconds where the machine is idle
 
 	maxOutput = 16 << 20 // bytes of Output and of Console that are kept
 )
@@ -140,10 +140,10 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	return r, errors.Join(errs...)
 }
 
-// parseStatus reads the line that init writes last: "exit CODE", or "setup"
-// and what went wrong before the script.
+// parseStatus reads what init writes: "start" before the script, then "exit
+// CODE"; or "setup" and what went wrong before the script.
 func parseStatus(status string) (int, error) {
-	line, ok := strings.CutSuffix(status, "\n")
+	line, ok := strings.CutSuffix(strings.TrimPrefix(status, "start\n"), "\n")
 	if !ok {
 		return -1, ErrNoStatus
 	}

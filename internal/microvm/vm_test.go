@@ -48,6 +48,7 @@ func TestRun(t *testing.T) {
 			cat /in/link /opt/one
 			stat -c %a:%u /in/sub/data
 			ping -c 1 -W 5 127.0.0.1 >/dev/null && echo loopback
+			echo "$(nproc) processors"
 			# containers/storage moves into a layer with pivot_root.
 			mkdir /tmp/new && mount -t tmpfs tmpfs /tmp/new && mkdir /tmp/new/old &&
 				unshare -m pivot_root /tmp/new /tmp/new/old && echo pivoted
@@ -57,7 +58,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Run: %v\n%s", err, r)
 	}
-	const want = "standard output\nstandard error\nfrom the host\nfrom the host\n640:0\nloopback\npivoted\n"
+	const want = "standard output\nstandard error\nfrom the host\nfrom the host\n640:0\nloopback\n2 processors\npivoted\n"
 	if r.ExitCode != 7 || r.Output != want {
 		t.Errorf("exit code %d, output %q, want 7, %q", r.ExitCode, r.Output, want)
 	}

@@ -54,7 +54,7 @@ func TestPull(t *testing.T) {
 		exported := t.TempDir()
 		registry := realimage.StartRegistry(t)
 		ref := registry.Push(t, layout, realimage.TagGzip)
-		registry.Requests()
+		registry.Requests(t)
 		pull := func() realimage.Result {
 			return realimage.Pull(t, binary, repository, "--authfile", registry.AuthFile, "--cert-dir", registry.CertDir,
 				"--export-boot", exported, ref)
@@ -64,7 +64,7 @@ func TestPull(t *testing.T) {
 		if !first.Changed || first.Stats.Layers == 0 {
 			t.Errorf("first pull: %+v", first)
 		}
-		requests := registry.Requests()
+		requests := registry.Requests(t)
 		if !slices.ContainsFunc(requests, realimage.Request.Unauthorised) {
 			t.Error("the registry never asked for the password")
 		}
@@ -81,7 +81,7 @@ func TestPull(t *testing.T) {
 		if second.Changed || second.BootImage != first.BootImage || second.ManifestDigest != first.ManifestDigest {
 			t.Errorf("second pull: %+v\nafter the first: %+v", second, first)
 		}
-		requests = registry.Requests()
+		requests = registry.Requests(t)
 		if got := count(requests, "/manifests/"); got != 1 {
 			t.Errorf("second pull made %d requests for manifests, want 1: %+v", got, requests)
 		}

@@ -9,6 +9,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
@@ -22,6 +23,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -42,6 +44,9 @@ type Registry struct {
 	Address  string // host:port
 	CertDir  string // has ca.crt, for --cert-dir
 	AuthFile string // has the account, in the format of docker's config.json
+
+	roots *x509.CertPool // of the CA
+	marks int            // how often Requests was called
 
 	mu       sync.Mutex
 	requests []Request
@@ -72,6 +77,8 @@ func StartRegistry(tb testing.TB) *Registry {
 		tb.Fatal(err)
 	}
 	ca, cert, key := certificates(tb)
+	r.roots = x509.NewCertPool()
+	r.roots.AppendCertsFromPEM(ca)
 	auth := base64.StdEncoding.EncodeToString([]byte(registryUser + ":" + registryPassword))
 	config := filepath.Join(dir, "config.yml")
 	for path, content := range map[string][]byte{
@@ -115,7 +122,7 @@ auth: {htpasswd: {realm: test, path: %[1]s/htpasswd}}
 			tb.Logf("registry: %s", messages.Bytes())
 		}
 	})
-	for range 200 {
+	for range 1200 { // a minute
 		conn, err := net.Dial("tcp", r.Address)
 		if err == nil {
 			conn.Close()
@@ -148,15 +155,37 @@ func (r *Registry) readAccesses(log io.Reader) {
 	}
 }
 
-// Requests returns what was asked since the last call. It waits a moment for
-// the log to catch up with the answers that a client has already.
-func (r *Registry) Requests() []Request {
-	time.Sleep(300 * time.Millisecond)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	got := r.requests
-	r.requests = nil
-	return got
+// Requests returns what was asked since the last call. It waits for the log to
+// catch up with the answers that a client has already: until a request of its
+// own is in it, and a moment longer, as handlers that run at once may log in
+// another order.
+func (r *Registry) Requests(tb testing.TB) []Request {
+	tb.Helper()
+	r.marks++
+	mark := fmt.Sprintf("/v2/mark-%d", r.marks)
+	client := &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: r.roots}, DisableKeepAlives: true,
+	}}
+	answer, err := client.Get("https://" + r.Address + mark)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	answer.Body.Close()
+	isMark := func(q Request) bool { return q.URI == mark }
+	for deadline := time.Now().Add(time.Minute); ; {
+		time.Sleep(200 * time.Millisecond)
+		r.mu.Lock()
+		got := r.requests
+		if slices.ContainsFunc(got, isMark) {
+			r.requests = nil
+			r.mu.Unlock()
+			return slices.DeleteFunc(got, isMark)
+		}
+		r.mu.Unlock()
+		if time.Now().After(deadline) {
+			tb.Fatal("the registry does not log what it is asked")
+		}
+	}
 }
 
 // Push copies an image of an OCI layout into the registry, blobs unchanged, and

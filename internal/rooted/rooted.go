@@ -104,11 +104,10 @@ func OpenLong(dir int, path string, flags int, mode uint32, rules uint64) (int, 
 	return Open(at, path, flags, mode, rules)
 }
 
-// ReadFile reads the regular file at path inside the directory root, with
-// links resolved by the rules of InRoot. An absent file is fs.ErrNotExist,
-// also when a directory above it is absent or is something else; a file larger
-// than limit bytes is an error.
-func ReadFile(root, path string, limit int64) ([]byte, error) {
+// OpenFile opens path inside the directory root for reading, whatever it is,
+// with links resolved by the rules of InRoot. What is absent is fs.ErrNotExist,
+// also when a directory above it is absent or is something else.
+func OpenFile(root, path string) (*os.File, error) {
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: root, Err: err}
@@ -123,7 +122,16 @@ func ReadFile(root, path string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), name)
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// ReadFile reads the regular file that OpenFile opens. A file larger than
+// limit bytes is an error.
+func ReadFile(root, path string, limit int64) ([]byte, error) {
+	f, err := OpenFile(root, path)
+	if err != nil {
+		return nil, err
+	}
 	defer f.Close()
 	return ReadRegular(f, limit)
 }

@@ -272,6 +272,26 @@ func testUnsealed(t *testing.T) {
 func testKilled(t *testing.T) {
 	im := osImage()
 	repo := filepath.Join(disk, "killed")
+	for try := 1; !killPull(t, im, repo); try++ {
+		if try == 10 {
+			t.Fatalf("each of %d pulls ended before it was killed", try)
+		}
+		if err := os.RemoveAll(repo); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := objects(t, repo)
+	checkObjects(t, left, fsverity.SHA512)
+	if r := pull(t, repo, layout(im.name)); r.Stats.Objects.Present == 0 {
+		t.Errorf("there were %d objects, and the next pull used none: %+v", len(left), r)
+	}
+	checkMeasured(t, repo, fsverity.SHA512)
+}
+
+// killPull starts a pull into a new repository and kills it when it has stored
+// some objects. It reports whether that was before the pull's end: where the
+// CPUs are busy, a pull may end between two looks at it.
+func killPull(t *testing.T, im image, repo string) bool {
 	initRepository(t, repo)
 	cmd := exec.CommandContext(t.Context(), program, "--direct", "--insecure-policy", "--progress=none", "--repo", repo, layout(im.name))
 	if err := cmd.Start(); err != nil {
@@ -282,7 +302,10 @@ func testKilled(t *testing.T) {
 	for done := false; !done; {
 		select {
 		case err := <-ended:
-			t.Fatalf("the pull ended before it was killed: %v", err)
+			if err != nil {
+				t.Fatalf("the pull that was to be killed failed: %v", err)
+			}
+			return false
 		case <-time.After(10 * time.Millisecond):
 		}
 		stored, err := filepath.Glob(filepath.Join(repo, "objects", "??", "*"))
@@ -295,15 +318,11 @@ func testKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-ended
-	if tags, err := filepath.Glob(filepath.Join(repo, "streams", "refs", "oci", "*")); err != nil || len(tags) != 0 {
-		t.Errorf("the image has the tags %v, %v", tags, err)
+	tags, err := filepath.Glob(filepath.Join(repo, "streams", "refs", "oci", "*"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	left := objects(t, repo)
-	checkObjects(t, left, fsverity.SHA512)
-	if r := pull(t, repo, layout(im.name)); r.Stats.Objects.Present == 0 {
-		t.Errorf("there were %d objects, and the next pull used none: %+v", len(left), r)
-	}
-	checkMeasured(t, repo, fsverity.SHA512)
+	return len(tags) == 0 // with a tag it was as good as over
 }
 
 // testConcurrent has several processes that pull overlapping images, some of

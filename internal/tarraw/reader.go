@@ -325,6 +325,18 @@ func (r *Reader) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
+// Buffered is the number of bytes that were read from the source and not used
+// yet.
+func (r *Reader) Buffered() int { return r.end - r.pos }
+
+// SkipBody counts the whole external body of the current member as read: the
+// caller has it from elsewhere, and the source goes on with what follows it. It
+// may only be called when nothing of the body was read or is Buffered.
+func (r *Reader) SkipBody() {
+	r.base += int64(r.body)
+	r.body = 0
+}
+
 // bodyError ends the reading within a body.
 func (r *Reader) bodyError(err error) error {
 	r.err = r.truncated(err)

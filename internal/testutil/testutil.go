@@ -10,18 +10,26 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"testing"
 )
 
-// ModuleRoot is the directory that holds go.mod.
+// ModuleRoot is the directory that holds go.mod: the current one, where go test
+// runs the tests of the root, or one above. The sources that were compiled do
+// not tell, as -trimpath takes their directory away.
 func ModuleRoot(tb testing.TB) string {
 	tb.Helper()
-	_, file, _, ok := runtime.Caller(0)
-	if !ok {
-		tb.Fatal("find the module root: no caller information")
+	here, err := os.Getwd()
+	if err != nil {
+		tb.Fatalf("find the module root: %v", err)
 	}
-	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+	for dir := here; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			tb.Fatalf("find the module root: no go.mod in %s or above", here)
+		}
+	}
 }
 
 // Vectors is the directory of the large conformance vectors, which are not

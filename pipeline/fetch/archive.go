@@ -15,6 +15,7 @@ import (
 	"path"
 
 	"go.podman.io/image/v5/pkg/compression"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -37,13 +38,13 @@ type archiveStore struct {
 type span struct{ offset, size int64 }
 
 // openArchive indexes the tar file at path. When it is compressed, it is first
-// unpacked to an unlinked file in tempDir.
-func openArchive(ctx context.Context, path, tempDir string) (*archiveStore, error) {
+// unpacked to a file without a name.
+func openArchive(ctx context.Context, path string, o *Options) (*archiveStore, error) {
 	f, _, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := decompressArchive(ctx, f, tempDir)
+	plain, err := decompressArchive(ctx, f, o)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("unpack archive %s: %w", path, err)
@@ -60,7 +61,7 @@ func openArchive(ctx context.Context, path, tempDir string) (*archiveStore, erro
 }
 
 // decompressArchive returns f itself when it is not compressed.
-func decompressArchive(ctx context.Context, f *os.File, tempDir string) (_ *os.File, err error) {
+func decompressArchive(ctx context.Context, f *os.File, o *Options) (_ *os.File, err error) {
 	stream, compressed, err := compression.AutoDecompress(f)
 	if err != nil {
 		return nil, err
@@ -70,14 +71,7 @@ func decompressArchive(ctx context.Context, f *os.File, tempDir string) (_ *os.F
 		_, err := f.Seek(0, io.SeekStart)
 		return f, err
 	}
-	temp, err := os.CreateTemp(tempDir, "cfs-pull-archive-")
-	if errors.Is(err, fs.ErrNotExist) { // not of the image
-		return nil, &UsageError{
-			Subject: cmp.Or(tempDir, os.TempDir()),
-			Err:     errors.New("the directory for temporary files does not exist"),
-			Hint:    "another one can be named with TMPDIR",
-		}
-	}
+	temp, err := unnamedFile(o)
 	if err != nil {
 		return nil, err
 	}
@@ -86,9 +80,6 @@ func decompressArchive(ctx context.Context, f *os.File, tempDir string) (_ *os.F
 			temp.Close()
 		}
 	}()
-	if err := os.Remove(temp.Name()); err != nil {
-		return nil, err
-	}
 	limited := &io.LimitedReader{R: ctxReader{ctx, stream}, N: maxArchiveSize + 1}
 	if _, err := io.Copy(temp, limited); err != nil {
 		return nil, err
@@ -98,6 +89,33 @@ func decompressArchive(ctx context.Context, f *os.File, tempDir string) (_ *os.F
 	}
 	_, err = temp.Seek(0, io.SeekStart)
 	return temp, err
+}
+
+// unnamedFile makes an empty file that goes away with its descriptor.
+func unnamedFile(o *Options) (*os.File, error) {
+	if o.UnpackDir != "" {
+		fd, err := unix.Open(o.UnpackDir, unix.O_TMPFILE|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			return os.NewFile(uintptr(fd), o.UnpackDir), nil
+		}
+		o.logger().Info("cannot unpack here", "directory", o.UnpackDir, "error", err)
+	}
+	temp, err := os.CreateTemp(o.TempDir, "cfs-pull-archive-")
+	if errors.Is(err, fs.ErrNotExist) { // not of the image
+		return nil, &UsageError{
+			Subject: cmp.Or(o.TempDir, os.TempDir()),
+			Err:     errors.New("the directory for temporary files does not exist"),
+			Hint:    "another one can be named with TMPDIR",
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(temp.Name()); err != nil {
+		temp.Close()
+		return nil, err
+	}
+	return temp, nil
 }
 
 // ctxReader fails once its context is done.

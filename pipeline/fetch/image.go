@@ -191,7 +191,7 @@ func (op *opener) source(ctx context.Context) (types.ImageSource, error) {
 	case TransportDir:
 		return wrapSource(newDirSource(ctx, op.libRef, op.session.sys, op.ref.Name))
 	case TransportOCIArchive, TransportDockerArchive:
-		store, err := openArchive(ctx, path, op.o.TempDir)
+		store, err := openArchive(ctx, path, op.o)
 		if err != nil {
 			return nil, err
 		}

@@ -402,6 +402,28 @@ func TestOCIArchive(t *testing.T) {
 		_, err := Open(t.Context(), "oci-archive:"+path+":b", testOptions(t))
 		wantError[*NotFoundError](t, err)
 	}
+	t.Run("unpacked where there is space", func(t *testing.T) {
+		path := packDir(t, dir, true)
+		for name, test := range map[string]struct{ unpackDir, tempDir string }{
+			"in UnpackDir":             {t.TempDir(), filepath.Join(t.TempDir(), "absent")},
+			"UnpackDir cannot have it": {filepath.Join(t.TempDir(), "absent"), t.TempDir()},
+		} {
+			o := testOptions(t)
+			o.UnpackDir, o.TempDir = test.unpackDir, test.tempDir
+			img, err := Open(t.Context(), "oci-archive:"+path, o)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			readAll(t, img)
+			for _, dir := range []string{test.unpackDir, test.tempDir} {
+				if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) > 0 {
+					t.Errorf("%s: left behind: %v", name, left)
+				}
+			}
+			must(t, img.Close())
+		}
+	})
 	t.Run("truncated", func(t *testing.T) {
 		data, err := os.ReadFile(packDir(t, dir, false))
 		must(t, err)

@@ -65,8 +65,12 @@ type Options struct {
 	// counts as broken. 0: two minutes.
 	StallTimeout time.Duration
 
-	// TempDir holds the unpacked form of compressed archives. Empty: $TMPDIR.
+	// TempDir holds temporary files. Empty: $TMPDIR, or else /tmp.
 	TempDir string
+	// UnpackDir holds the unpacked form of compressed archives, which is as
+	// large as the image, in a file without a name. Where that is not possible,
+	// and when it is empty, TempDir does.
+	UnpackDir string
 
 	// Logger receives what Open and the readers have to say. Nil: nobody. What
 	// the container libraries say goes where InstallLogging directs it.

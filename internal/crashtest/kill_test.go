@@ -1,0 +1,178 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package crashtest
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/internal/loopfs"
+	"github.com/cfs-pull/cfs-pull/internal/microvm"
+)
+
+// count is how much of something a test does: a number from the environment
+// for the long form, else the short one.
+func count(t *testing.T, name string, short int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return short
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		t.Fatalf("%s=%q: want a number", name, text)
+	}
+	return n
+}
+
+// requireTracer skips the test where programs cannot be traced.
+func requireTracer(t *testing.T) {
+	t.Helper()
+	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+		t.Skip("the tracer works on linux/amd64 only")
+	}
+	plan := Plan{Calls: []string{"mkdir", "mkdirat"}, At: 1, Errno: unix.EIO}
+	r, err := Trace(t.Context(), plan, t.TempDir(), "/bin/mkdir", "a")
+	if err != nil || !r.Happened {
+		t.Skipf("system calls cannot be stopped here (container without CAP_SYS_PTRACE?): %v %+v", err, r)
+	}
+}
+
+// memory is an empty directory on a file system in memory, where flushing costs
+// nothing, if one can be mounted.
+func memory(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("crashtest", dir, "tmpfs", 0, "size=1g"); err != nil {
+		return dir
+	}
+	t.Cleanup(func() { loopfs.Unmount(t, dir) })
+	return dir
+}
+
+// program is cfs-pull.
+func program(t *testing.T) string {
+	t.Helper()
+	return microvm.GoBuild(t, "./cmd/cfs-pull", "-tags=containers_image_openpgp")
+}
+
+// TestKill kills commands, before system calls spread evenly over all that
+// they make and after random times.
+func TestKill(t *testing.T) {
+	requireTracer(t)
+	scenarios := Scenarios()
+	kills := count(t, "CFS_PULL_KILLS", 60)
+	bin := program(t)
+	for i, s := range scenarios {
+		// What does not divide evenly goes to the first ones.
+		n := (kills + len(scenarios) - 1 - i) / len(scenarios)
+		t.Run(s.Name, func(t *testing.T) { killScenario(t, bin, s, n) })
+	}
+}
+
+func killScenario(t *testing.T, bin string, s Scenario, kills int) {
+	w, err := NewWorld(t.Context(), bin, memory(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls, took := measure(t, w)
+	// A quarter of the kills comes at any time.
+	byCall := kills - kills/4
+	killed, complete := 0, 0
+	at := map[string]int{}
+	for n := range kills {
+		dir, err := w.Copy(t.Context(), "victim")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var name string
+		var done bool
+		if n < byCall {
+			// All calls in turn when there are more kills than calls.
+			call := 1 + n%calls
+			if byCall < calls {
+				call = 1 + n*calls/byCall
+			}
+			name, done = killAtCall(t, w, dir, call)
+		} else {
+			name, done = killAtTime(t, w, dir, took*time.Duration(n-byCall)/time.Duration(max(kills-byCall, 1)))
+		}
+		if done {
+			complete++
+		} else {
+			killed++
+			at[strings.Fields(name)[0]]++
+		}
+		if err := w.Judge(t.Context(), dir, done); err != nil {
+			t.Errorf("killed at %s: %v", name, err)
+		}
+	}
+	t.Logf("%d kills, %d runs that were done before; %d calls, %v; kills by call: %v", killed, complete, calls, took.Round(time.Millisecond), at)
+	if killed < kills/2 {
+		t.Errorf("only %d of %d kills came before the end", killed, kills)
+	}
+}
+
+// measure finds out how many calls the command makes and how long it takes.
+func measure(t *testing.T, w *World) (int, time.Duration) {
+	t.Helper()
+	dir, err := w.Copy(t.Context(), "victim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Trace(t.Context(), Plan{Calls: Changing, Below: dir}, dir, append([]string{w.Program}, w.Scenario.Command...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Exit != 0 || len(r.Calls) == 0 {
+		t.Fatalf("the command fails under the tracer: %+v", r)
+	}
+	if dir, err = w.Copy(t.Context(), "victim"); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if _, err := w.run(t.Context(), dir, w.Scenario.Command); err != nil {
+		t.Fatal(err)
+	}
+	return len(r.Calls), time.Since(begin)
+}
+
+// killAtCall kills the command before its n-th call; done when it made fewer
+// this time.
+func killAtCall(t *testing.T, w *World, dir string, n int) (name string, done bool) {
+	t.Helper()
+	plan := Plan{Calls: Changing, Below: dir, At: n, Kill: true}
+	r, err := Trace(t.Context(), plan, dir, append([]string{w.Program}, w.Scenario.Command...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Happened {
+		if r.Exit != 0 {
+			t.Fatalf("the command failed: %+v", r)
+		}
+		return "the end", true
+	}
+	return r.Calls[n-1] + " (call " + strconv.Itoa(n) + ")", false
+}
+
+// killAtTime kills the command after a time.
+func killAtTime(t *testing.T, w *World, dir string, after time.Duration) (name string, done bool) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), w.Program, w.Scenario.Command...)
+	cmd.Dir = dir
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+	err := cmd.Wait()
+	timer.Stop()
+	return "time " + after.String(), err == nil
+}

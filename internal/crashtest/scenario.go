@@ -1,0 +1,229 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package crashtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/cfs-pull/cfs-pull/internal/repodump"
+)
+
+// Scenario is a command on a state of a repository.
+type Scenario struct {
+	// Name says what the command does, for instance "pull"; several scenarios
+	// of a name differ by what follows a slash.
+	Name string
+	// Before are the commands that make the state, in an empty directory. The
+	// repository that Command changes is "repo" there.
+	Before [][]string
+	// Age, if set, is called on the state at last, to make it as an older
+	// program would have left it.
+	Age func(dir string) error
+	// Command is what is disturbed.
+	Command []string
+	// Cut says that the power is cut during the command, too.
+	Cut bool
+	// Tags are refs below streams/refs/oci that are there after Command.
+	Tags []string
+}
+
+// pullArgs are the arguments of a pull that depends on nothing but them.
+func pullArgs(image string, more ...string) []string {
+	return append([]string{
+		"--direct", "--repo", "repo", "--insecure-policy", "--no-creds", "--min-free", "0", "--os", "linux", "--arch", "amd64",
+		"--progress", "none", "oci:../images/" + image + ":latest",
+	}, more...)
+}
+
+var initRepo = []string{"init", "--repo", "repo", "--allow-missing-verity"}
+
+// Scenarios are the commands that change a repository.
+func Scenarios() []Scenario {
+	return []Scenario{
+		{
+			Name: "pull/init", Command: pullArgs(imageOne, "--init", "--allow-missing-verity", "--tag", "os"),
+			Cut: true, Tags: []string{"os"},
+		},
+		{
+			Name: "pull/update", Before: [][]string{initRepo, pullArgs(imageOne, "--tag", "os")},
+			Command: pullArgs(imageTwo, "--tag", "os"), Cut: true, Tags: []string{"os"},
+		},
+		{
+			// Config and manifest of an image that is there are written anew.
+			Name: "pull/boot", Before: [][]string{initRepo, pullArgs(imageOne, "--no-boot", "--tag", "os")},
+			Command: pullArgs(imageOne, "--tag", "os"), Tags: []string{"os"},
+		},
+	}
+}
+
+// World is what scenarios run in: the program, the images, and the state that
+// one scenario begins with.
+type World struct {
+	// Program is cfs-pull.
+	Program string
+	// Dir is on the file system to test.
+	Dir string
+
+	Scenario Scenario
+	before   *Inspection
+	after    *Inspection
+	want     *repodump.Repository
+}
+
+// NewWorld makes the state of a scenario in an empty directory, and finds out
+// what the command makes of it when nothing goes wrong.
+func NewWorld(ctx context.Context, program, dir string, s Scenario) (*World, error) {
+	w := &World{Program: program, Dir: dir, Scenario: s}
+	if err := makeImages(filepath.Join(dir, "images")); err != nil {
+		return nil, err
+	}
+	base := w.base()
+	if err := os.Mkdir(base, 0o755); err != nil {
+		return nil, err
+	}
+	for _, args := range s.Before {
+		if _, err := w.run(ctx, base, args); err != nil {
+			return nil, err
+		}
+	}
+	if s.Age != nil {
+		if err := s.Age(base); err != nil {
+			return nil, fmt.Errorf("age the repository: %w", err)
+		}
+	}
+	var err error
+	if w.before, err = Inspect(filepath.Join(base, "repo")); err != nil {
+		return nil, err
+	}
+	return w, w.findReference(ctx)
+}
+
+func (w *World) base() string { return filepath.Join(w.Dir, "base") }
+
+// findReference runs the command undisturbed.
+func (w *World) findReference(ctx context.Context) error {
+	dir, err := w.Copy(ctx, "reference")
+	if err != nil {
+		return err
+	}
+	if _, err := w.run(ctx, dir, w.Scenario.Command); err != nil {
+		return err
+	}
+	repo := filepath.Join(dir, "repo")
+	if w.after, err = Inspect(repo); err != nil {
+		return err
+	}
+	if broken := w.after.BrokenLinks(); len(broken) > 0 {
+		return fmt.Errorf("%s leaves broken links: %q", w.Scenario.Name, broken)
+	}
+	for _, tag := range w.Scenario.Tags {
+		if w.after.Refs["streams/refs/oci/"+tag] == "" {
+			return fmt.Errorf("%s leaves no tag %q", w.Scenario.Name, tag)
+		}
+	}
+	if w.want, err = repodump.Dump(repo); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// run runs cfs-pull and returns its standard output.
+func (w *World) run(ctx context.Context, dir string, args []string) (string, error) {
+	cmd := exec.CommandContext(ctx, w.Program, args...)
+	cmd.Dir = dir
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("cfs-pull %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// Copy makes a copy of the state to disturb.
+func (w *World) Copy(ctx context.Context, name string) (string, error) {
+	dir := filepath.Join(w.Dir, name)
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", w.base(), dir).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("copy the state: %w: %s", err, out)
+	}
+	return dir, nil
+}
+
+// Judge looks at what a disturbed command left, and at what the next one makes
+// of it. Complete says that the command had come to its end. The error lists
+// everything that is wrong.
+func (w *World) Judge(ctx context.Context, dir string, complete bool) error {
+	if err := w.judgeLeft(dir, complete); err != nil {
+		return fmt.Errorf("after the disturbance: %w", err)
+	}
+	if _, err := w.run(ctx, dir, w.Scenario.Command); err != nil {
+		return fmt.Errorf("the next run: %w", err)
+	}
+	if err := w.judgeHealed(dir); err != nil {
+		return fmt.Errorf("after the next run: %w", err)
+	}
+	return nil
+}
+
+// judgeLeft makes sure that what is tagged is complete and that each tag leads
+// to what it led to before or to what it is to lead to.
+func (w *World) judgeLeft(dir string, complete bool) error {
+	got, err := Inspect(filepath.Join(dir, "repo"))
+	if err != nil {
+		return err
+	}
+	var wrong []string
+	wrong = append(wrong, got.BrokenLinks()...)
+	for ref, to := range got.Refs {
+		if to != w.before.Refs[ref] && to != w.after.Refs[ref] {
+			wrong = append(wrong, fmt.Sprintf("%s leads to %s", ref, to))
+		}
+	}
+	for ref, to := range w.before.Refs {
+		if _, there := got.Refs[ref]; !there && w.after.Refs[ref] == to {
+			wrong = append(wrong, ref+" is gone")
+		}
+	}
+	if complete && !maps.Equal(got.Refs, w.after.Refs) {
+		wrong = append(wrong, fmt.Sprintf("the command was done, but the refs are %v", got.Refs))
+	}
+	if len(wrong) > 0 {
+		slices.Sort(wrong)
+		return errors.New(strings.Join(wrong, "\n"))
+	}
+	return nil
+}
+
+// judgeHealed makes sure that the repository says what it says after an
+// undisturbed run.
+func (w *World) judgeHealed(dir string) error {
+	repo := filepath.Join(dir, "repo")
+	healed, err := Inspect(repo)
+	if err != nil {
+		return err
+	}
+	if broken := healed.BrokenLinks(); len(broken) > 0 {
+		return errors.New(strings.Join(broken, "\n"))
+	}
+	got, err := repodump.Dump(repo)
+	if err != nil {
+		return err
+	}
+	if diff := cmp.Diff(w.want, got); diff != "" {
+		return fmt.Errorf("the repository differs from that of an undisturbed run (-want +got):\n%s", diff)
+	}
+	return nil
+}
