@@ -52,7 +52,7 @@ func (p *puller) pull(ctx context.Context) (err error) {
 	}
 	p.result.ImageID = layerID("", p.result.ConfigDigest)
 	p.result.Layers = len(p.manifest.Layers)
-	existing, err := p.complete()
+	existing, err := p.complete(ctx)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (p *puller) pull(ctx context.Context) (err error) {
 		return p.keep(ctx, existing)
 	}
 	var layers []*stored
-	err = p.withRecords(func(v view) error {
+	err = p.withRecords(ctx, func(v view) error {
 		layers, err = v.plan(p.manifest, config.DiffIDs)
 		return err
 	})
