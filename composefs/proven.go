@@ -32,28 +32,26 @@ import (
 type provenObjects struct {
 	mu     sync.Mutex
 	loaded bool
-	ids    map[provenKey]struct{}
+	ids    map[objectKey]struct{}
 }
-
-// provenKey is the beginning of a digest; more of it would only take memory.
-type provenKey [16]byte
 
 // maxProven bounds the memory for objects, which a hostile repository could
 // use up; more of them are compared.
 const maxProven = 8 << 20
 
-func keyOf(id fsverity.Digest) provenKey {
+// keyOfID is [keyOf] for a digest.
+func keyOfID(id fsverity.Digest) objectKey {
 	var raw [fsverity.MaxDigestSize]byte
-	return provenKey(id.AppendBytes(raw[:0])[:len(provenKey{})])
+	return keyOf(id.AppendBytes(raw[:0]))
 }
 
 // add notes an object. The caller holds mu.
 func (p *provenObjects) add(id fsverity.Digest) {
 	if p.ids == nil {
-		p.ids = make(map[provenKey]struct{})
+		p.ids = make(map[objectKey]struct{})
 	}
 	if len(p.ids) < maxProven {
-		p.ids[keyOf(id)] = struct{}{}
+		p.ids[keyOfID(id)] = struct{}{}
 	}
 }
 
@@ -72,7 +70,7 @@ func (r *Repo) prove(id fsverity.Digest) {
 func (r *Repo) isProven(id fsverity.Digest) bool {
 	r.proven.mu.Lock()
 	defer r.proven.mu.Unlock()
-	if _, ok := r.proven.ids[keyOf(id)]; ok {
+	if _, ok := r.proven.ids[keyOfID(id)]; ok {
 		return true
 	}
 	if r.proven.loaded {
@@ -80,7 +78,7 @@ func (r *Repo) isProven(id fsverity.Digest) bool {
 	}
 	r.proven.loaded = true
 	r.loadProven()
-	_, ok := r.proven.ids[keyOf(id)]
+	_, ok := r.proven.ids[keyOfID(id)]
 	return ok
 }
 

@@ -6,6 +6,8 @@ package cstor
 import (
 	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // What callers branch on; test with [errors.Is].
@@ -45,3 +47,15 @@ func (e *IntegrityError) Error() string {
 	return fmt.Sprintf("verify image %s: layer %d of %d (%s): the uncompressed archive has digest %s, the config says %s",
 		e.Reference, e.Layer+1, e.Layers, e.Digest, e.Got, e.Want)
 }
+
+// passedErrnos are the errnos that callers tell apart.
+var passedErrnos = []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS}
+
+// errnoError is an error that is also an errno, without saying so twice.
+type errnoError struct {
+	err   error
+	errno unix.Errno
+}
+
+func (e *errnoError) Error() string   { return e.err.Error() }
+func (e *errnoError) Unwrap() []error { return []error{e.err, e.errno} }

@@ -5,8 +5,8 @@ package pipeline
 
 import (
 	"errors"
-	"fmt"
 
+	"github.com/cfs-pull/cfs-pull/internal/freespace"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
@@ -75,13 +75,4 @@ var ErrNoBootEntries = errors.New("no boot entries: neither /boot/loader/entries
 	"nor a unified kernel image, nor /usr/lib/modules/<version>/vmlinuz")
 
 // SpaceError reports a file system with too little free space for an image.
-type SpaceError struct {
-	Path                string
-	Available, Required uint64 // bytes
-	Reserve             uint64 // bytes of Required that are to stay free
-}
-
-func (e *SpaceError) Error() string {
-	return fmt.Sprintf("not enough space at %s: %d bytes are available, about %d are needed (%d of them to stay free; see --min-free and --no-space-check)",
-		e.Path, e.Available, e.Required, e.Reserve)
-}
+type SpaceError = freespace.Error

@@ -7,19 +7,16 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"math"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
 	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/internal/freespace"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
@@ -248,41 +245,20 @@ func (r *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// expansion is the assumed ratio of what a layer takes in the repository to
-// its compressed size.
-const expansion = 2.5
-
 // checkSpace compares the space that missing layers will take with what is
 // free.
 func (p *pull) checkSpace(missing []*layer) error {
 	if len(missing) == 0 || p.SkipSpaceCheck {
 		return nil
 	}
-	var st unix.Statfs_t
 	dir := p.Repo
 	if p.repo == nil { // where it would be made
 		dir = filepath.Dir(dir)
 	}
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("read free space of %s: %w", dir, err)
-	}
-	free, size := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
-	reserve := uint64(max(p.MinFree, 0))
-	if p.MinFree < 0 {
-		reserve = min(max(size/100, 512<<20), size/20)
-	}
 	var expected float64
 	for _, l := range missing {
 		d := p.manifest.Layers[l.index]
-		if strings.HasSuffix(d.MediaType, ".tar") {
-			expected += float64(d.Size)
-		} else {
-			expected += float64(d.Size) * expansion
-		}
+		expected += freespace.Unpacked(d.MediaType, d.Size)
 	}
-	need := uint64(min(expected, math.MaxInt64)) + reserve
-	if need > free {
-		return &SpaceError{Path: p.Repo, Available: free, Required: need, Reserve: reserve}
-	}
-	return nil
+	return freespace.Check(dir, p.Repo, expected, p.MinFree)
 }
