@@ -32,7 +32,7 @@ func (p *pull) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.found(&fetchSource{Image: image})
+	return p.found(&fetchSource{Image: image, limits: p.Limits})
 }
 
 // fetchManifest resolves the reference and reads the manifest.
