@@ -171,10 +171,17 @@ func (im *Importer) ImportLayer(ctx context.Context, open OpenLayer, diffID Dige
 		}
 	}()
 	id, err := im.importLayer(ctx, stop, layer, diffID)
-	if _, wrong := errors.AsType[*DiffIDError](err); wrong || errors.Is(err, ErrMalformed) {
+	if blamesContent(err) {
 		err = layer.Explain(ctx, err)
 	}
 	return id, err
+}
+
+// blamesContent reports whether an error is about what a layer contains, and not
+// about getting or storing it.
+func blamesContent(err error) bool {
+	_, wrong := errors.AsType[*DiffIDError](err)
+	return wrong || errors.Is(err, ErrMalformed)
 }
 
 // importLayer is ImportLayer for an open layer. It calls stop when there is no
@@ -197,7 +204,7 @@ func (im *Importer) importLayer(ctx context.Context, stop context.CancelCauseFun
 	})
 	if err != nil {
 		cancel(err)
-		if !errors.Is(err, ErrMalformed) {
+		if !blamesContent(err) {
 			stop(err) // the framer may be waiting for the layer
 		}
 	}
