@@ -91,7 +91,14 @@ func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
 	if !o.AllowMissingVerity {
 		protect = o.Algorithm
 	}
-	err = r.linkMeta(text, protect)
+	// An existing directory may be open to others. It is not touched before
+	// it is clear that it can be a repository.
+	err = r.linkMeta(text, protect, func() error {
+		if err := r.root.Chmod(0o700); err != nil {
+			return fmt.Errorf("close directory to others: %w", err)
+		}
+		return nil
+	})
 	if errors.Is(err, fs.ErrExist) { // another process was faster
 		same, err := r.compareMeta(want)
 		return false, errors.Join(err, same)
@@ -125,8 +132,8 @@ func (r *Repo) compareMeta(want Meta) (different, err error) {
 }
 
 // linkMeta writes meta.json aside, gives it fs-verity unless alg is 0, and
-// only then its name.
-func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
+// only then, when last has been called too, its name.
+func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm, last func() error) error {
 	f, name, err := r.writeMeta(text)
 	if name != "" {
 		defer unix.Unlinkat(r.rootfd(), name, 0) // gone already on success
@@ -146,10 +153,8 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 			return r.verityError(err)
 		}
 	}
-	// An existing directory may be open to others. It is not touched before
-	// it is clear that it can be a repository.
-	if err := r.root.Chmod(0o700); err != nil {
-		return fmt.Errorf("close directory to others: %w", err)
+	if err := last(); err != nil {
+		return err
 	}
 	return r.linkFile(int(f.Fd()), r.rootfd(), name, r.rootfd(), "meta.json")
 }

@@ -163,7 +163,25 @@ func (r *Repo) setRef(dir, ref, entry string) error {
 		return fmt.Errorf("set ref %s: %w", ref, err)
 	}
 	parent, name := refPath(dir, ref)
-	return r.setLink(parent, name, strings.Repeat("../", depth)+entry)
+	if err := r.setLink(parent, name, strings.Repeat("../", depth)+entry); err != nil {
+		return err
+	}
+	return r.renew(parent, name)
+}
+
+// renew sets a link's time to now, also where the link is an old one: who looks
+// for refs that nobody wants any more spares those of today.
+func (r *Repo) renew(dir, name string) error {
+	fd, err := r.openDir(dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	err = retry(func() error { return unix.UtimesNanoAt(fd, name, nil, unix.AT_SYMLINK_NOFOLLOW) })
+	if err != nil && !errors.Is(err, unix.ENOENT) { // others may have removed it
+		return r.pathError("set time of", dir+"/"+name, err)
+	}
+	return nil
 }
 
 // ref reads where a ref leads to. Only the last component of its target

@@ -5,6 +5,7 @@ package pipeline
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/cfs-pull/cfs-pull/internal/freespace"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
@@ -23,6 +24,7 @@ const (
 	StageBootImage   Stage = "boot-image"
 	StageBootEntries Stage = "boot-entries"
 	StageLabel       Stage = "label"
+	StageGC          Stage = "gc"
 )
 
 // StageError says in which stage a pull failed.
@@ -84,6 +86,20 @@ func atStage(stage Stage, err error) error {
 	}
 	return &StageError{Stage: stage, Err: err}
 }
+
+// KeepError reports something that garbage collection is to keep and that is
+// not there.
+type KeepError struct {
+	Reference string
+	Err       error
+}
+
+func (e *KeepError) Error() string {
+	return fmt.Sprintf("keep %q: %v; nothing was removed", e.Reference, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *KeepError) Unwrap() error { return e.Err }
 
 // ErrNoBootEntries reports an image without anything to boot.
 var ErrNoBootEntries = errors.New("no boot entries: neither /boot/loader/entries/*.conf, " +

@@ -30,6 +30,7 @@ type pull struct {
 
 	reference fetch.Reference
 	repo      *composefs.Repo
+	unlock    func() error      // ends the operation lock
 	methods   composefs.Methods // for files of a store
 	source    imageSource
 	manifest  *oci.Manifest
@@ -49,7 +50,7 @@ func (p *pull) run(ctx context.Context, obtain func(context.Context) error) (err
 	if err := p.open(ctx); err != nil {
 		return atStage(StageOpen, err)
 	}
-	defer func() { err = errors.Join(err, p.repo.Close()) }()
+	defer func() { err = errors.Join(err, p.repo.Close(), p.unlock()) }()
 	begin := time.Now()
 	if err := obtain(ctx); err != nil {
 		return atStage(StageFetch, err)
@@ -135,41 +136,38 @@ func keepsImport(err error) bool {
 	return ok && stage.Stage == StageBootEntries
 }
 
-// open opens the repository, making it first if asked for, and makes sure that
+// open takes the operation lock and opens the repository, making it first if asked for, and makes sure that
 // objects can be stored in it.
-func (p *pull) open(ctx context.Context) error {
-	repo, created, err := p.openRepo(ctx)
-	if err != nil {
-		return err
-	}
-	p.opened(repo, created)
-	return nil
-}
-
-func (p *pull) openRepo(ctx context.Context) (_ *composefs.Repo, created bool, _ error) {
+func (p *pull) open(ctx context.Context) (err error) {
 	open := composefs.OpenOptions{
 		AllowMissingVerity: p.AllowMissingVerity, Force: p.Force, LockTimeout: p.LockTimeout,
 	}
-	repo, err := composefs.Open(ctx, p.Repo, open)
+	created := false
+	p.unlock, err = lockOperation(ctx, p.Repo, p.LockTimeout, p.Log)
 	if p.Init && errors.Is(err, composefs.ErrNotRepository) {
 		created, err = Init(ctx, p.Repo, composefs.InitOptions{
 			Formats: p.Formats, AllowMissingVerity: p.AllowMissingVerity, LockTimeout: p.LockTimeout,
 		})
 		if err != nil {
-			return nil, false, err
+			return err
 		}
-		repo, err = composefs.Open(ctx, p.Repo, open)
+		p.unlock, err = lockOperation(ctx, p.Repo, p.LockTimeout, p.Log)
 	}
 	if err != nil {
-		return nil, false, err
+		return err
 	}
-	if err := repo.Writable(); err != nil {
-		return nil, false, errors.Join(err, repo.Close())
+	repo, upgraded, err := openUpgraded(ctx, p.Repo, open, p.Limits, p.Log)
+	if err == nil {
+		if err = repo.CheckVerity(); err != nil {
+			err = errors.Join(err, repo.Close())
+		}
 	}
-	if err := repo.CheckVerity(); err != nil {
-		return nil, false, errors.Join(err, repo.Close())
+	if err != nil {
+		return errors.Join(err, p.unlock())
 	}
-	return repo, created, nil
+	p.opened(repo, created)
+	p.result.Upgraded = upgraded
+	return nil
 }
 
 // opened notes the repository and describes it in the result.

@@ -41,7 +41,9 @@ type Result struct {
 	Bootable   bool       `json:"bootable"`
 	Repository Repository `json:"repository"`
 	// Storage is set by a unified pull.
-	Storage     *Storage    `json:"storage,omitempty"`
+	Storage *Storage `json:"storage,omitempty"`
+	// Upgraded is set when the repository was one of an older release.
+	Upgraded    *Upgrade    `json:"upgraded,omitempty"`
 	Image       *BuiltImage `json:"image,omitempty"`
 	BootImage   *BuiltImage `json:"bootImage,omitempty"`
 	BootEntries []BootEntry `json:"bootEntries"`

@@ -32,48 +32,19 @@ func (p *pull) unified(ctx context.Context) (err error) {
 	if err := p.checkNames(); err != nil {
 		return err
 	}
-	// A repository that cannot be used is noticed before a store is made. It is
-	// opened for good only when the operation lock is held: garbage collection
-	// takes the two locks in this order.
-	repo, _, err := p.openRepo(ctx)
-	if err == nil {
-		err = repo.Close()
-	}
-	if err != nil {
-		return atStage(StageOpen, err)
-	}
 	policy, err := p.loadPolicy()
 	if err != nil {
 		return atStage(StageLabel, err)
 	}
-	store, err := cstor.Ensure(ctx, p.Store)
-	if err != nil {
-		return atStage(StageOpen, err)
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	unlock, err := store.LockOperation(ctx)
-	if err != nil {
-		return atStage(StageOpen, err)
-	}
-	defer func() { err = errors.Join(err, unlock()) }()
-	p.result.Storage = &Storage{Root: store.GraphRoot(), Names: []string{}}
 	p.methods = p.LocalCopy.methods(policy)
-	if store.Created() && !p.NoLabel {
-		// What is created below inherits the labels.
-		if _, err := cstor.Label(ctx, store.GraphRoot(), policy, cstor.LabelOptions{NoStamp: true}); err != nil {
-			return atStage(StageLabel, err)
-		}
-	}
-	u := &stage1{pull: p, store: store}
+	u := &stage1{pull: p, policy: policy}
+	defer func() { err = errors.Join(err, u.close()) }()
 	err = p.run(ctx, u.obtain)
-	if p.NoLabel || ctx.Err() != nil || err != nil && !p.result.Tagged {
+	if u.store == nil || ctx.Err() != nil || err != nil && !p.result.Tagged {
 		return err
 	}
-	labels, labelErr := cstor.Label(ctx, store.GraphRoot(), policy, cstor.LabelOptions{})
-	if labelErr == nil {
-		p.result.Storage.Labeled = labels.Status != cstor.LabelNoPolicy
-	}
-	return errors.Join(err, atStage(StageLabel, labelErr))
+	// At last, when all is there that gets labels.
+	return errors.Join(err, atStage(StageLabel, u.label(ctx, cstor.LabelOptions{})))
 }
 
 // loadPolicy is the SELinux policy of the system that store and repository
@@ -107,11 +78,51 @@ func (l LocalCopy) methods(policy *selinux.Policy) composefs.Methods {
 // stage1 is the part of a unified pull that brings the image into the store.
 type stage1 struct {
 	*pull
-	store *cstor.Store
+	policy *selinux.Policy
+	store  *cstor.Store // nil until it is needed
+}
+
+// open opens the store, making it first. It comes after the repository, so that
+// none is made beside one that cannot be used.
+func (u *stage1) open(ctx context.Context) (err error) {
+	if u.store != nil {
+		return nil
+	}
+	if u.store, err = cstor.Ensure(ctx, u.Store); err != nil {
+		return atStage(StageOpen, err)
+	}
+	u.result.Storage = &Storage{Root: u.store.GraphRoot(), Names: []string{}}
+	if !u.store.Created() {
+		return nil
+	}
+	// What is created below inherits the labels.
+	return atStage(StageLabel, u.label(ctx, cstor.LabelOptions{NoStamp: true}))
+}
+
+func (u *stage1) close() error {
+	if u.store == nil {
+		return nil
+	}
+	return u.store.Close()
+}
+
+// label gives the store's files their SELinux labels.
+func (u *stage1) label(ctx context.Context, o cstor.LabelOptions) error {
+	if u.NoLabel {
+		return nil
+	}
+	done, err := cstor.Label(ctx, u.store.GraphRoot(), u.policy, o)
+	if err == nil && !o.NoStamp {
+		u.result.Storage.Labeled = done.Status != cstor.LabelNoPolicy
+	}
+	return err
 }
 
 // obtain brings the image into the store and makes it the source of the pull.
 func (u *stage1) obtain(ctx context.Context) error {
+	if err := u.open(ctx); err != nil {
+		return err
+	}
 	source, err := u.bring(ctx)
 	if err != nil {
 		if is[*StageError](err) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
+	"github.com/cfs-pull/cfs-pull/composefs/bootc"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/cstor"
 	"github.com/cfs-pull/cfs-pull/pipeline"
@@ -86,6 +87,16 @@ func classify(err error) failure {
 		return failure{exitSpace, "space", "free some space on the file system of the repository"}
 	case errors.Is(err, composefs.ErrVerityUnavailable):
 		return failure{exitVerity, "fs-verity", "--allow-missing-verity creates a repository that does not require fs-verity"}
+	case is[*pipeline.KeepError](err):
+		return failure{exitUsage, "nothing-to-keep", ""}
+	case is[*composefs.DanglingError](err):
+		return failure{exitIntegrity, "dangling", "they can be removed with --drop-dangling, if nothing is to be kept by them"}
+	case errors.Is(err, bootc.ErrState):
+		return failure{exitOther, "deployments", ""}
+	case errors.Is(err, composefs.ErrUndecided):
+		return failure{exitIntegrity, "undecided", "pull the image again, or remove its tag; \"cfs-pull fsck\" says what is wrong"}
+	case is[*garbageError](err):
+		return failure{exitOther, "garbage", ""}
 	case is[*fetch.IntegrityError](err), errors.Is(err, oci.ErrIntegrity), errors.Is(err, composefs.ErrIntegrity),
 		errors.Is(err, composefs.ErrChanged), is[*cstor.IntegrityError](err), is[*boot.MismatchError](err):
 		return failure{exitIntegrity, "integrity", ""}
@@ -122,7 +133,11 @@ func classifyOpen(err error) failure {
 		return failure{exitUsage, "different-settings", "settings of a repository cannot be changed; leave the options out, or use another directory"}
 	case errors.Is(err, composefs.ErrReadOnly):
 		return failure{exitUsage, "read-only", ""}
-	case errors.Is(err, composefs.ErrOldFormat), errors.Is(err, composefs.ErrMeta):
+	case errors.Is(err, composefs.ErrOldFormat):
+		return failure{exitUsage, "old-format", "commands that write to the repository upgrade it, for instance a pull or \"cfs-pull gc\""}
+	case errors.Is(err, composefs.ErrMixedVerity):
+		return failure{exitUsage, "mixed-verity", "--allow-missing-verity makes it one that does not require fs-verity"}
+	case errors.Is(err, composefs.ErrMeta):
 		return failure{exitUsage, "unusable-repository", ""}
 	}
 	return failure{exitUsage, "environment", ""}

@@ -98,6 +98,6 @@ func newRootCommand() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	cmd.AddCommand(newInitCommand(), newVersionCommand())
+	cmd.AddCommand(newInitCommand(), newGCCommand(), newVersionCommand())
 	return cmd
 }

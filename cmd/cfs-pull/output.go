@@ -113,6 +113,7 @@ func writeTable(out io.Writer, r *pipeline.Result) error {
 			}
 		}
 	}
+	row("Upgraded", describeUpgrade(r.Upgraded))
 	for _, file := range r.ExportedFiles {
 		row("Exported", file)
 	}
@@ -135,6 +136,20 @@ func describeEntries(entries []pipeline.BootEntry) string {
 		names = append(names, text)
 	}
 	return fmt.Sprintf("%d (%s)", len(entries), strings.Join(names, "; "))
+}
+
+func describeUpgrade(u *pipeline.Upgrade) string {
+	if u == nil {
+		return ""
+	}
+	var parts []string
+	if u.Metadata {
+		parts = append(parts, "wrote meta.json")
+	}
+	if u.Images > 0 {
+		parts = append(parts, fmt.Sprintf("built EROFS images for %d images", u.Images))
+	}
+	return "repository of an older release: " + strings.Join(parts, ", ")
 }
 
 func describePlan(p *pipeline.Plan) string {

@@ -29,6 +29,7 @@ var layers = [][]string{
 	{"composefs/dumpfile", "composefs/scan", "internal/filelock", "internal/freespace"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
 	{"composefs/mount", "composefs/oci"},
+	{"composefs/bootc"},
 	{"pipeline/fetch", "cstor"},
 	{"pipeline"},
 	{"cmd/cfs-pull"},
