@@ -308,6 +308,10 @@ func (r *Repo) rootfd() int {
 // Path is the path the repository was opened by.
 func (r *Repo) Path() string { return r.path }
 
+// Same reports whether two handles are of one repository, whatever paths they
+// were opened by.
+func (r *Repo) Same(o *Repo) bool { return r.lock == o.lock }
+
 // Algorithm is that of all digests in the repository.
 func (r *Repo) Algorithm() fsverity.Algorithm { return r.meta.Algorithm }
 

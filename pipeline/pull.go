@@ -301,18 +301,6 @@ func (p *pull) untag() error {
 	return err
 }
 
-// mergeLayers merges all layers of the image again; importLayers does so only
-// once, and the transforms work in place.
-func (p *pull) mergeLayers(ctx context.Context) (*tree.Node, error) {
-	m := oci.NewMerger(p.repo, p.Limits)
-	for i, diffID := range p.config.DiffIDs {
-		if err := m.Layer(ctx, p.image.Layers[diffID]); err != nil {
-			return nil, p.layerError(i, err)
-		}
-	}
-	return m.Root(), nil
-}
-
 // layerError says which layer of which image an error is about.
 func (p *pull) layerError(i int, err error) error {
 	if is[*fetch.IntegrityError](err) {

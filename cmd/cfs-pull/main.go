@@ -98,6 +98,23 @@ func newRootCommand() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	cmd.AddCommand(newInitCommand(), newGCCommand(), newVersionCommand())
+	cmd.AddCommand(
+		newCatCommand(),
+		newComputeIDCommand(),
+		newCopyCommand(),
+		newDumpCommand(),
+		newFsckCommand(),
+		newGCCommand(),
+		newImagesCommand(),
+		newInitCommand(),
+		newInspectCommand(),
+		newLsCommand(),
+		newMountCommand(),
+		newStatusCommand(),
+		newTagCommand(),
+		newUmountCommand(),
+		newUntagCommand(),
+		newVersionCommand(),
+	)
 	return cmd
 }

@@ -159,9 +159,9 @@ func (e *DiffIDError) Unwrap() error { return ErrIntegrity }
 // is not linked: no name leads to it yet. A layer whose uncompressed bytes do
 // not have the digest diffID is an error, and then no stream of it is stored.
 func (im *Importer) ImportLayer(ctx context.Context, open OpenLayer, diffID Digest) (_ fsverity.Digest, err error) {
-	ctx, stop := context.WithCancelCause(ctx)
+	reading, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	layer, err := open(ctx)
+	layer, err := open(reading)
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
@@ -170,7 +170,8 @@ func (im *Importer) ImportLayer(ctx context.Context, open OpenLayer, diffID Dige
 			err = closeErr
 		}
 	}()
-	id, err := im.importLayer(ctx, stop, layer, diffID)
+	id, err := im.importLayer(reading, stop, layer, diffID)
+	// The reading may have been stopped; explaining is not over by that.
 	if blamesContent(err) {
 		err = layer.Explain(ctx, err)
 	}
