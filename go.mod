@@ -22,7 +22,10 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require go.podman.io/storage v1.64.2
+require (
+	github.com/hanwen/go-fuse/v2 v2.12.1
+	go.podman.io/storage v1.64.2
+)
 
 require (
 	cyphar.com/go-pathrs v0.2.5 // indirect
@@ -44,7 +47,6 @@ require (
 	github.com/google/go-intervals v0.0.2 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/gorilla/mux v1.8.1 // indirect
-	github.com/hanwen/go-fuse/v2 v2.12.1 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
 	github.com/klauspost/pgzip v1.2.6 // indirect

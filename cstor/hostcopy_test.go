@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
@@ -115,7 +116,7 @@ func oddImage(t testing.TB) string {
 			add(tw, tar.Header{Typeflag: tar.TypeReg, Name: "opt/.wh..wh..opq"}, ""),
 		)
 	}))
-	must(t, w.Finish("odd"))
+	must(t, w.Finish("odd", v1.ImageConfig{}))
 	return "oci:" + dir + ":odd"
 }
 
@@ -307,7 +308,7 @@ func TestCopySharesBlocks(t *testing.T) {
 				}
 				return nil
 			}))
-			must(t, w.Finish("large"))
+			must(t, w.Finish("large", v1.ImageConfig{}))
 			from := podmanStore(t, filepath.Join(base, "host"), "oci:"+layout+":large")
 			to := emptyStore(t, filepath.Join(base, "owned"))
 			before := usage(t, base)
@@ -471,7 +472,7 @@ func TestCopyOddLayer(t *testing.T) {
 		}
 		return nil
 	}))
-	must(t, w.Finish("odd"))
+	must(t, w.Finish("odd", v1.ImageConfig{}))
 	from, to := emptyStore(t, filepath.Join(t.TempDir(), "host")), emptyStore(t, filepath.Join(t.TempDir(), "owned"))
 	img := check(from.Lookup(pull(t, from, "oci:"+layout+":odd", "localhost/odd:latest").ImageID))(t)
 	r, err := to.CopyImage(t.Context(), from, img, PullOptions{MinFree: -1})
@@ -633,7 +634,7 @@ func TestCopyLocked(t *testing.T) {
 	from, to := emptyStore(t, filepath.Join(dir, "host")), emptyStore(t, filepath.Join(dir, "owned"))
 	img := check(from.Lookup(pull(t, from, vector(t, "sizes"), "localhost/os:latest").ImageID))(t)
 	check(to.writer(t.Context()))(t)
-	holder, _, out := startHelper(t, "hold-layers-lock", "CSTOR_TEST_ROOT="+to.graphRoot)
+	holder, _, out := startHelper(t, "lock", "CSTOR_LOCK="+filepath.Join(to.graphRoot, layersLock))
 	check(io.ReadFull(out, make([]byte, 1)))(t)
 	to.options.LockTimeout = 300 * time.Millisecond
 	_, err := to.CopyImage(t.Context(), from, img, PullOptions{MinFree: -1})

@@ -102,6 +102,9 @@ func (p *puller) run(ctx context.Context, store func(*writer, []*stored) error, 
 		return err
 	}
 	if err := store(w, layers); err != nil {
+		if isSystem(err) {
+			err = errors.Join(err, w.recover(ctx))
+		}
 		return err
 	}
 	return p.record(ctx, w, layers, config)
@@ -171,6 +174,11 @@ func (p *puller) storeLayer(ctx context.Context, w *writer, t *transfers, l *sto
 		if err == nil {
 			p.event(EventStored, l)
 			return nil
+		}
+		if errors.Is(err, errSpoolFull) && ctx.Err() == nil {
+			try-- // there will be no temporary file
+			p.log().Info("fetching a layer without a temporary file, for want of space", "layer", l.blob.Digest)
+			continue
 		}
 		// An archive that ends too early is no broken transfer.
 		if try >= layerRetries || ctx.Err() != nil || p.src.Retry == nil || !p.src.Retry(err) || errors.Is(err, oci.ErrMalformed) {

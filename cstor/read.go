@@ -142,7 +142,7 @@ func (img *Image) load() error {
 		return fail("manifest", err)
 	}
 	if got := oci.DigestOf(manifest); got != img.ManifestDigest {
-		return fail("manifest", fmt.Errorf("%w: it has digest %s, the record says %s", ErrCorrupt, got, img.ManifestDigest))
+		return fail("manifest", fmt.Errorf("%w: it has digest %s, the record says %s", ErrIncomplete, got, img.ManifestDigest))
 	}
 	m, err := oci.ParseManifest(manifest)
 	if err != nil {
@@ -154,13 +154,13 @@ func (img *Image) load() error {
 	}
 	config, err := img.bigData(configDigest.String(), maxConfig)
 	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
 	}
 	if err != nil {
 		return fail("config", err)
 	}
 	if got := oci.DigestOf(config); got != configDigest {
-		return fail("config", fmt.Errorf("%w: it has digest %s, the manifest says %s", ErrCorrupt, got, configDigest))
+		return fail("config", fmt.Errorf("%w: it has digest %s, the manifest says %s", ErrIncomplete, got, configDigest))
 	}
 	c, err := oci.ParseConfig(config, len(m.Layers))
 	if err != nil {
@@ -175,7 +175,7 @@ func (img *Image) bigData(key string, limit int64) ([]byte, error) {
 }
 
 // Layers lists the layers of an image that Lookup or Load has loaded, lowest
-// first: as many as it has diff_ids, else the error is ErrCorrupt, as
+// first: as many as it has diff_ids, else the error is ErrIncomplete, as
 // it is when a layer's recorded diff_id is not that of the config.
 func (s *Store) Layers(img *Image) (layers []Layer, err error) {
 	err = s.withRecords(func(v view) error {
@@ -195,23 +195,23 @@ func (v view) chain(img *Image) ([]Layer, error) {
 		r, l := v.layer(id)
 		switch {
 		case l == nil:
-			return nil, fmt.Errorf("%w: there is no layer %s", ErrCorrupt, id)
+			return nil, fmt.Errorf("%w: there is no layer %s", ErrIncomplete, id)
 		case l.incomplete():
-			return nil, fmt.Errorf("%w: layer %s is incomplete", ErrCorrupt, id)
+			return nil, fmt.Errorf("%w: layer %s is incomplete", ErrIncomplete, id)
 		case len(layers) == len(img.DiffIDs):
-			return nil, fmt.Errorf("%w: it has more layers than the %d diff_ids of its config", ErrCorrupt, len(img.DiffIDs))
+			return nil, fmt.Errorf("%w: it has more layers than the %d diff_ids of its config", ErrIncomplete, len(img.DiffIDs))
 		}
 		layers = append(layers, l.layer(r))
 		id = l.Parent
 	}
 	if len(layers) != len(img.DiffIDs) {
-		return nil, fmt.Errorf("%w: it has %d layers, its config %d diff_ids", ErrCorrupt, len(layers), len(img.DiffIDs))
+		return nil, fmt.Errorf("%w: it has %d layers, its config %d diff_ids", ErrIncomplete, len(layers), len(img.DiffIDs))
 	}
 	slices.Reverse(layers)
 	for i, l := range layers {
 		if !l.DiffID.IsZero() && l.DiffID != img.DiffIDs[i] {
 			return nil, fmt.Errorf("%w: layer %d of %d (%s) has diff_id %s, the config says %s",
-				ErrCorrupt, i+1, len(layers), l.ID, l.DiffID, img.DiffIDs[i])
+				ErrIncomplete, i+1, len(layers), l.ID, l.DiffID, img.DiffIDs[i])
 		}
 	}
 	return layers, nil
@@ -237,7 +237,14 @@ func (l *layerRecord) layer(r *records) Layer {
 	return out
 }
 
-func isRegular(path string) bool {
+func isRegular(path string) bool   { return fileType(path) == unix.S_IFREG }
+func isDirectory(path string) bool { return fileType(path) == unix.S_IFDIR }
+
+// fileType is the type of what is at path, links not followed, or 0.
+func fileType(path string) uint32 {
 	var st unix.Stat_t
-	return unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+	if unix.Lstat(path, &st) != nil {
+		return 0
+	}
+	return st.Mode & unix.S_IFMT
 }

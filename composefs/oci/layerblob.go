@@ -40,17 +40,21 @@ func OpenLayerBlob(ctx context.Context, blob io.Reader, limits Limits) (*LayerBl
 	if err != nil {
 		return nil, err
 	}
-	b := &LayerBlob{Compression: plain.compression, plain: plain, hash: sha256.New()}
-	b.ahead = newReadAhead(ctx, io.TeeReader(plain, b.hash))
-	return b, nil
+	return &LayerBlob{
+		Compression: plain.compression, plain: plain, ahead: newReadAhead(ctx, plain), hash: sha256.New(),
+	}, nil
 }
 
 // Read implements io.Reader.
-func (b *LayerBlob) Read(p []byte) (int, error) { return b.ahead.Read(p) }
+func (b *LayerBlob) Read(p []byte) (int, error) {
+	n, err := b.ahead.Read(p)
+	b.hash.Write(p[:n])
+	return n, err
+}
 
 // ReadBlock fills p, unless the archive ends before. Unlike io.ReadFull it
 // returns the error that reading ended with, whatever has been read.
-func (b *LayerBlob) ReadBlock(p []byte) (int, error) { return readBlock(b.ahead, p) }
+func (b *LayerBlob) ReadBlock(p []byte) (int, error) { return readBlock(b, p) }
 
 // Digest is the diff_id, once Read has returned io.EOF.
 func (b *LayerBlob) Digest() Digest { return digestFromSum(b.hash.Sum(nil)) }
