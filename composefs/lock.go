@@ -152,6 +152,12 @@ func (t *lockTable) backToShared(l *processLock) error {
 	return err
 }
 
+func (t *lockTable) isExclusive(l *processLock) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return l.exclusive
+}
+
 func (t *lockTable) isLost(l *processLock) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

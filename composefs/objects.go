@@ -4,6 +4,7 @@
 package composefs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -184,7 +185,7 @@ func (r *Repo) PutID(id fsverity.Digest, data []byte) (Outcome, error) {
 		return 0, err
 	}
 	defer r.leave()
-	ok, err := r.hasObject(id, int64(len(data)))
+	ok, err := r.canAdopt(id, bytes.NewReader(data), int64(len(data)))
 	if err != nil {
 		return 0, err
 	}
@@ -315,6 +316,7 @@ func (r *Repo) publish(fd int, tmp string, id fsverity.Digest, size int64) (Outc
 		switch {
 		case err == nil:
 			r.unflushed.Store(true)
+			r.prove(id)
 			return Stored, nil
 		case errors.Is(err, fs.ErrNotExist): // the directory was removed
 			r.forgetDirs(dir)
@@ -322,14 +324,18 @@ func (r *Repo) publish(fd int, tmp string, id fsverity.Digest, size int64) (Outc
 		case !errors.Is(err, fs.ErrExist):
 			return 0, fmt.Errorf("link object %s: %w", id, err)
 		}
-		ok, err := r.hasObject(id, size)
+		ok, err := r.canAdopt(id, readerAtFD(fd), size)
 		if err != nil {
 			return 0, err
 		}
 		if ok {
 			return Present, nil
 		}
-		return Stored, r.replaceObject(fd, objects, tmp, dirfd, name)
+		if err := r.replaceObject(fd, objects, tmp, dirfd, name); err != nil {
+			return 0, err
+		}
+		r.prove(id)
+		return Stored, nil
 	}
 	return 0, fmt.Errorf("link object %s: %w", id, err)
 }
