@@ -7,7 +7,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -573,66 +572,6 @@ func TestTempDirIsRecovered(t *testing.T) {
 	must(t, live.remove())
 	if left := check(os.ReadDir(filepath.Join(s.graphRoot, tempDirs)))(t); len(left) > 0 {
 		t.Errorf("left: %v", left)
-	}
-}
-
-func TestSelectSource(t *testing.T) {
-	testutil.RequireRoot(t)
-	owned, host := emptyStore(t, filepath.Join(t.TempDir(), "owned")), emptyStore(t, filepath.Join(t.TempDir(), "host"))
-	pull(t, owned, vector(t, "sizes"), "localhost/built:latest", "localhost/both:latest", "localhost/same:latest")
-	pull(t, host, vector(t, "sizes"), "localhost/same:latest")
-	pull(t, host, vector(t, "bound"), "localhost/pulled:latest", "localhost/both:latest")
-	// The times are those of the configs; these say that the host's is newer.
-	created := func(s *Store, name string, when time.Time) {
-		path := filepath.Join(s.graphRoot, imagesFile)
-		list := readJSON[[]map[string]any](t, path)
-		for _, r := range list {
-			if names := fmt.Sprint(r["names"]); strings.Contains(names, name) {
-				r["created"] = when.Format(time.RFC3339Nano)
-			}
-		}
-		must(t, os.WriteFile(path, check(json.Marshal(list))(t), 0o600))
-	}
-	created(owned, "both", time.Unix(1000, 0))
-	created(host, "both", time.Unix(2000, 0))
-	for _, test := range []struct {
-		name        string
-		which       SourceStore
-		owned, host *Store
-		want        *Store // nil for not found
-		passed      bool
-	}{
-		{"localhost/built", SourceAuto, owned, host, owned, false},
-		{"localhost/built", SourceOwned, owned, host, owned, false},
-		{"localhost/built", SourceHost, owned, host, nil, false},
-		{"localhost/built", SourceAuto, owned, nil, owned, false},
-		{"localhost/pulled", SourceAuto, owned, host, host, false},
-		{"localhost/pulled", SourceAuto, nil, host, host, false},
-		{"localhost/pulled", SourceOwned, owned, host, nil, false},
-		{"localhost/same", SourceAuto, owned, host, owned, false},
-		{"localhost/same", SourceHost, owned, host, host, false},
-		{"localhost/both", SourceAuto, owned, host, host, true},
-		{"localhost/both", SourceOwned, owned, host, owned, false},
-		{"localhost/absent", SourceAuto, owned, host, nil, false},
-		{"localhost/absent", SourceAuto, nil, nil, nil, false},
-	} {
-		t.Run(fmt.Sprintf("%s-%v", filepath.Base(test.name), test.which), func(t *testing.T) {
-			found, err := SelectSource(test.owned, test.host, test.name, test.which)
-			if test.want == nil {
-				if _, ok := errors.AsType[*NotFoundError](err); !ok {
-					t.Errorf("found %+v, error %v", found, err)
-				}
-				return
-			}
-			must(t, err)
-			if found.Store != test.want || found.Owned != (test.want == owned) || (found.Passed != nil) != test.passed || found.Image.Manifest == nil {
-				t.Errorf("found %+v", found)
-			}
-		})
-	}
-	created(owned, "both", time.Unix(3000, 0))
-	if found := check(SelectSource(owned, host, "localhost/both", SourceAuto))(t); !found.Owned || found.Passed == nil {
-		t.Errorf("the newer image is not preferred: %+v", found)
 	}
 }
 
