@@ -4,8 +4,12 @@
 package crashtest
 
 import (
+	"cmp"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +36,30 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	buildDir = dir
-	return m.Run()
+	status := m.Run()
+	if long {
+		printTally()
+	}
+	return status
+}
+
+// tallies counts what was done, by scenario and kind, for the long form.
+var tallies = map[[2]string]int{}
+
+func tally(scenario, kind string, n int) { tallies[[2]string{scenario, kind}] += n }
+
+func printTally() {
+	keys := slices.SortedFunc(maps.Keys(tallies), func(a, b [2]string) int {
+		return cmp.Or(strings.Compare(a[1], b[1]), strings.Compare(a[0], b[0]))
+	})
+	totals := map[string]int{}
+	for _, k := range keys {
+		fmt.Printf("%6d %-20s %s\n", tallies[k], k[1], k[0])
+		totals[k[1]] += tallies[k]
+	}
+	for _, kind := range slices.Sorted(maps.Keys(totals)) {
+		fmt.Printf("%6d %-20s in all\n", totals[kind], kind)
+	}
 }
 
 // TestTrace makes sure that the tracer does what the other tests rely on: a
