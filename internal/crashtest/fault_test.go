@@ -91,6 +91,9 @@ func testFault(t *testing.T, w *World, f fault, n int) {
 	calls := 0
 	ignored := map[string]int{}
 	for i := -1; i < n; i++ {
+		if interrupted.Load() {
+			break
+		}
 		dir, err := w.Copy(t.Context(), "victim")
 		if err != nil {
 			t.Fatal(err)
@@ -102,7 +105,7 @@ func testFault(t *testing.T, w *World, f fault, n int) {
 		if i >= 0 {
 			plan.Errno, plan.Sticky, plan.At = f.errno, f.sticky, 1+i%calls
 			if n < calls {
-				plan.At = 1 + (2*i+1)*calls/(2*n)
+				plan.At = 1 + int((float64(i)+shift())*float64(calls)/float64(n))%calls
 			}
 		}
 		r, err := Trace(t.Context(), plan, dir, append([]string{w.Program}, w.Scenario.Command...)...)

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -36,12 +38,22 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	buildDir = dir
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		<-signals
+		signal.Stop(signals) // the next one ends the program
+		interrupted.Store(true)
+	}()
 	status := m.Run()
 	if long {
 		printTally()
 	}
 	return status
 }
+
+// interrupted says that the tests should come to an end and clean up.
+var interrupted atomic.Bool
 
 // tallies counts what was done, by scenario and kind, for the long form.
 var tallies = map[[2]string]int{}
@@ -52,13 +64,8 @@ func printTally() {
 	keys := slices.SortedFunc(maps.Keys(tallies), func(a, b [2]string) int {
 		return cmp.Or(strings.Compare(a[1], b[1]), strings.Compare(a[0], b[0]))
 	})
-	totals := map[string]int{}
 	for _, k := range keys {
-		fmt.Printf("%6d %-20s %s\n", tallies[k], k[1], k[0])
-		totals[k[1]] += tallies[k]
-	}
-	for _, kind := range slices.Sorted(maps.Keys(totals)) {
-		fmt.Printf("%6d %-20s in all\n", totals[kind], kind)
+		fmt.Printf("count %d %s: %s\n", tallies[k], k[1], k[0])
 	}
 }
 
