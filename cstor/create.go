@@ -202,7 +202,13 @@ func (p *place) mayBecomeStore() (bool, error) {
 func initialise(root string, o Options) error {
 	var lib library
 	defer lib.close()
-	if _, err := lib.open(root, o); err != nil {
+	store, err := lib.open(root, o)
+	if err != nil {
+		return err
+	}
+	// The library makes the directory of the layers' records when it looks for
+	// one; others expect it in a store.
+	if _, err := store.Layers(); err != nil {
 		return err
 	}
 	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {

@@ -78,7 +78,7 @@ func (s *Store) Created() bool { return s.created }
 // isStore is nil if the directory holds a containers-storage of the overlay
 // driver.
 func (p *place) isStore() error {
-	for _, dir := range []string{driverDir, layersDir, imagesDir} {
+	for _, dir := range []string{driverDir, imagesDir} {
 		info, err := os.Lstat(filepath.Join(p.graphRoot, dir))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			return fmt.Errorf("open %s: %w with the overlay driver there", p.graphRoot, ErrNoStore)
