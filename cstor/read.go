@@ -60,7 +60,8 @@ func (v view) images() []*Image {
 func (i *imageRecord) image(r *records) *Image {
 	img := &Image{
 		ID: i.ID, Names: slices.Clone(i.Names), Created: i.Created, TopLayer: i.Layer,
-		ReadOnly: r.readOnly, GraphRoot: r.root,
+		bigDataNames: slices.Clone(i.BigDataNames),
+		ReadOnly:     r.readOnly, GraphRoot: r.root,
 	}
 	// What is not a SHA-256 digest names no manifest that we could use.
 	img.ManifestDigest, _ = oci.ParseDigest(i.BigDataDigests[manifestKey])

@@ -335,6 +335,7 @@ func (p *puller) bigData() []storage.ImageBigDataOption {
 	if p.src.Index != nil && oci.DigestOf(p.src.Index) != p.result.ManifestDigest {
 		items = append(items, item(manifestKey+"-"+oci.DigestOf(p.src.Index).String(), p.src.Index))
 	}
+	items = append(items, p.documents...)
 	return append(items,
 		item(manifestKey+"-"+p.result.ManifestDigest.String(), p.src.Manifest),
 		item(manifestKey, p.src.Manifest))
@@ -415,6 +416,13 @@ func (p *puller) keep(ctx context.Context, img *Image) error {
 	wanted := []oci.Digest{p.result.ManifestDigest}
 	if p.src.Index != nil {
 		wanted = append(wanted, oci.DigestOf(p.src.Index))
+	}
+	for _, item := range p.documents {
+		if text, ok := strings.CutPrefix(item.Key, manifestKey+"-"); ok {
+			if d, err := oci.ParseDigest(text); err == nil {
+				wanted = append(wanted, d)
+			}
+		}
 	}
 	known := !slices.ContainsFunc(wanted, func(d oci.Digest) bool { return !slices.Contains(img.Digests, d) })
 	if !known || img.ManifestDigest != p.result.ManifestDigest {

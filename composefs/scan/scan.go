@@ -37,6 +37,7 @@ import (
 
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
 	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 )
 
 const (
@@ -95,22 +96,12 @@ func (t *Tree) Open(n *tree.Node) (tree.File, error) {
 	if !ok {
 		return nil, fmt.Errorf("open file of %s: it is not a node of this tree", t.dir.Name())
 	}
-	dir := t.dir
-	for parent, rest := "", path; ; {
-		name, below, more := strings.Cut(rest, "/")
-		flags := unix.O_RDONLY | unix.O_NONBLOCK
-		if more {
-			flags = unix.O_PATH | unix.O_DIRECTORY
-		}
-		f, err := openBelow(dir, name, filepath.Join(parent, name), flags)
-		if dir != t.dir {
-			dir.Close() // a directory
-		}
-		if err != nil || !more {
-			return f, err
-		}
-		dir, parent, rest = f, filepath.Join(parent, name), below
+	at := filepath.Join(t.dir.Name(), path)
+	fd, err := rooted.OpenLong(int(t.dir.Fd()), path, unix.O_RDONLY|unix.O_NONBLOCK, 0, rooted.NoLinks)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: at, Err: err}
 	}
+	return os.NewFile(uintptr(fd), at), nil
 }
 
 type memoryFile struct{ *bytes.Reader }

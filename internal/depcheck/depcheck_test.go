@@ -29,7 +29,8 @@ var layers = [][]string{
 	{"composefs/dumpfile", "composefs/scan", "internal/filelock", "internal/freespace"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
 	{"composefs/mount", "composefs/oci"},
-	{"pipeline/fetch", "cstor"},
+	{"composefs/bootc", "pipeline/fetch", "cstor/unpack"},
+	{"cstor"},
 	{"pipeline"},
 	{"cmd/cfs-pull"},
 }
