@@ -79,19 +79,3 @@ func TestLibraryLockIsWaitedFor(t *testing.T) {
 		t.Error("read under the lock of another process")
 	}
 }
-
-func TestOperationLock(t *testing.T) {
-	s := testStore(t)
-	unlock := check(s.LockOperation(t.Context()))(t)
-	other := check(OpenExisting(t.Context(), s.options))(t)
-	defer other.Close()
-	other.options.LockTimeout = 50 * time.Millisecond
-	_, err := other.LockOperation(t.Context())
-	e, ok := errors.AsType[*filelock.Error](err)
-	if !ok || len(e.Holders) != 1 || e.Holders[0] != filelock.Self() {
-		t.Errorf("error %v", err)
-	}
-	must(t, unlock())
-	unlock = check(other.LockOperation(t.Context()))(t)
-	must(t, unlock())
-}
