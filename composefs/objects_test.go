@@ -400,8 +400,27 @@ func TestDirectoriesRemoved(t *testing.T) {
 				t.Errorf("round %d: %s, %v", i, o, err)
 			}
 			must(t, os.RemoveAll(r.Path()+"/objects"))
+			// What was stored is gone, so that no link may lead to it.
+			if err := r.SyncFS(); !errors.Is(err, ErrObjectsRemoved) {
+				t.Errorf("round %d: %v", i, err)
+			}
 		}
 	}
+	// A directory without objects is no loss.
+	r := insecureRepo(t)
+	if _, _, err := r.Put([]byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	other := fsverity.Sum(r.Algorithm(), []byte("b"))
+	must(t, os.Mkdir(filepath.Dir(objectPath(r, other)), 0o755))
+	if ok, err := r.HasObject(other, -1); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	must(t, os.Remove(filepath.Dir(objectPath(r, other))))
+	if _, o, err := r.Put([]byte("b")); o != Stored || err != nil {
+		t.Errorf("store: %s, %v", o, err)
+	}
+	must(t, r.SyncFS())
 }
 
 func TestLinkFile(t *testing.T) {

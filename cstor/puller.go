@@ -64,7 +64,7 @@ func (p *puller) run(ctx context.Context, store func(*writer, []*stored) error, 
 	}
 	p.result.ImageID = layerID("", p.result.ConfigDigest)
 	p.result.Layers = len(p.manifest.Layers)
-	existing, err := p.complete()
+	existing, err := p.complete(ctx)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (p *puller) run(ctx context.Context, store func(*writer, []*stored) error, 
 		return p.keep(ctx, existing)
 	}
 	var layers []*stored
-	err = p.withRecords(func(v view) error {
+	err = p.withRecords(ctx, func(v view) error {
 		layers, err = v.plan(p.manifest, config.DiffIDs)
 		return err
 	})

@@ -116,6 +116,7 @@ func cutScenario(t *testing.T, bin string, s Scenario, kind loopfs.Kind, cuts in
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.Found = map[string]int{}
 	b := newBench(t, kind, w)
 	entries, ended := b.record(t, w)
 	flushes, bytes := 0, 0
@@ -136,7 +137,7 @@ func cutScenario(t *testing.T, bin string, s Scenario, kind loopfs.Kind, cuts in
 			t.Errorf("cut at %+v of %d entries (the command had ended at %d): %v", c, len(entries), ended, err)
 		}
 	}
-	t.Logf("%d crash images %v; %d entries, %d flushes, %d bytes", cuts, kept, len(entries), flushes, bytes)
+	t.Logf("%d crash images %v; %d entries, %d flushes, %d bytes; fsck found: %v", cuts, kept, len(entries), flushes, bytes, w.Found)
 }
 
 // judge mounts what a power cut left and looks at it.

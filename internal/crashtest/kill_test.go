@@ -6,6 +6,7 @@ package crashtest
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -15,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/loopfs"
-	"github.com/cfs-pull/cfs-pull/internal/microvm"
+	"github.com/cfs-pull/cfs-pull/internal/testutil"
 )
 
 // count is how much of something a test does: a number from the environment
@@ -58,10 +59,22 @@ func memory(t *testing.T) string {
 	return dir
 }
 
-// program is cfs-pull.
+// program is cfs-pull, built once for all tests.
 func program(t *testing.T) string {
 	t.Helper()
-	return microvm.GoBuild(t, "./cmd/cfs-pull", "-tags=containers_image_openpgp")
+	built.Do(func() {
+		out := filepath.Join(buildDir, "cfs-pull")
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-tags=containers_image_openpgp", "-o", out, "./cmd/cfs-pull")
+		cmd.Dir = testutil.ModuleRoot(t)
+		if printed, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("build cfs-pull: %v\n%s", err, printed)
+		}
+		programPath = out
+	})
+	if programPath == "" {
+		t.Fatal("cfs-pull was not built")
+	}
+	return programPath
 }
 
 // TestKill kills commands, before system calls spread evenly over all that
@@ -83,6 +96,7 @@ func killScenario(t *testing.T, bin string, s Scenario, kills int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.Found = map[string]int{}
 	calls, took := measure(t, w)
 	// A quarter of the kills comes at any time.
 	byCall := kills - kills/4
@@ -115,7 +129,8 @@ func killScenario(t *testing.T, bin string, s Scenario, kills int) {
 			t.Errorf("killed at %s: %v", name, err)
 		}
 	}
-	t.Logf("%d kills, %d runs that were done before; %d calls, %v; kills by call: %v", killed, complete, calls, took.Round(time.Millisecond), at)
+	t.Logf("%d kills, %d runs that were done before; %d calls, %v; kills by call: %v; fsck found: %v",
+		killed, complete, calls, took.Round(time.Millisecond), at, w.Found)
 	if killed < kills/2 {
 		t.Errorf("only %d of %d kills came before the end", killed, kills)
 	}

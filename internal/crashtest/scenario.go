@@ -5,8 +5,10 @@ package crashtest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -39,30 +41,56 @@ type Scenario struct {
 }
 
 // pullArgs are the arguments of a pull that depends on nothing but them.
-func pullArgs(image string, more ...string) []string {
+func pullArgs(repo, image string, more ...string) []string {
 	return append([]string{
-		"--direct", "--repo", "repo", "--insecure-policy", "--no-creds", "--min-free", "0", "--os", "linux", "--arch", "amd64",
+		"--direct", "--repo", repo, "--insecure-policy", "--no-creds", "--min-free", "0", "--os", "linux", "--arch", "amd64",
 		"--progress", "none", "oci:../images/" + image + ":latest",
 	}, more...)
 }
 
-var initRepo = []string{"init", "--repo", "repo", "--allow-missing-verity"}
+func initArgs(repo string, more ...string) []string {
+	return append([]string{"init", "--repo", repo, "--allow-missing-verity"}, more...)
+}
 
 // Scenarios are the commands that change a repository.
 func Scenarios() []Scenario {
 	return []Scenario{
 		{
-			Name: "pull/init", Command: pullArgs(imageOne, "--init", "--allow-missing-verity", "--tag", "os"),
-			Cut: true, Tags: []string{"os"},
+			Name:    "pull/init",
+			Command: pullArgs("repo", imageOne, "--init", "--allow-missing-verity", "--tag", "os"),
+			Cut:     true, Tags: []string{"os"},
 		},
 		{
-			Name: "pull/update", Before: [][]string{initRepo, pullArgs(imageOne, "--tag", "os")},
-			Command: pullArgs(imageTwo, "--tag", "os"), Cut: true, Tags: []string{"os"},
+			Name:    "pull/update",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os")},
+			Command: pullArgs("repo", imageTwo, "--tag", "os"),
+			Cut:     true, Tags: []string{"os"},
 		},
 		{
 			// Config and manifest of an image that is there are written anew.
-			Name: "pull/boot", Before: [][]string{initRepo, pullArgs(imageOne, "--no-boot", "--tag", "os")},
-			Command: pullArgs(imageOne, "--tag", "os"), Tags: []string{"os"},
+			Name:    "pull/boot",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--no-boot", "--tag", "os")},
+			Command: pullArgs("repo", imageOne, "--tag", "os"), Tags: []string{"os"},
+		},
+		{
+			Name:    "tag",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os"), pullArgs("repo", imageTwo, "--tag", "new")},
+			Command: []string{"tag", "--repo", "repo", "new", "os"}, Tags: []string{"os"},
+		},
+		{
+			Name: "copy/update",
+			Before: [][]string{
+				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os"), initArgs("from"), pullArgs("from", imageTwo, "--tag", "os"),
+			},
+			Command: []string{"copy", "--repo", "repo", "--from", "from", "os"},
+			Cut:     true, Tags: []string{"os"},
+		},
+		{
+			Name: "copy/algorithm",
+			Before: [][]string{
+				initArgs("repo", "--algorithm", "fsverity-sha256-12"), initArgs("from"), pullArgs("from", imageOne, "--tag", "os"),
+			},
+			Command: []string{"copy", "--repo", "repo", "--from", "from", "os"}, Tags: []string{"os"},
 		},
 	}
 }
@@ -76,9 +104,13 @@ type World struct {
 	Dir string
 
 	Scenario Scenario
-	before   *Inspection
-	after    *Inspection
-	want     *repodump.Repository
+	// Found counts what fsck finds after disturbances, by kind, if it is not
+	// nil.
+	Found map[string]int
+
+	before *Inspection
+	after  *Inspection
+	want   *repodump.Repository
 }
 
 // NewWorld makes the state of a scenario in an empty directory, and finds out
@@ -169,14 +201,49 @@ func (w *World) Judge(ctx context.Context, dir string, complete bool) error {
 	if err := w.judgeLeft(dir, complete); err != nil {
 		return fmt.Errorf("after the disturbance: %w", err)
 	}
+	found, err := w.fsck(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if w.Found != nil {
+		for kind, n := range found.ByKind {
+			w.Found[kind] += n
+		}
+	}
 	if _, err := w.run(ctx, dir, w.Scenario.Command); err != nil {
 		return fmt.Errorf("the next run: %w", err)
 	}
-	if err := w.judgeHealed(dir); err != nil {
+	if err := w.judgeHealed(ctx, dir); err != nil {
 		return fmt.Errorf("after the next run: %w", err)
 	}
 	return nil
 }
+
+// fsckResult is what is needed of the result of fsck.
+type fsckResult struct {
+	ByKind   map[string]int
+	Findings []struct{ Kind, Path, Message string }
+}
+
+// fsck checks the repository. Findings are no error.
+func (w *World) fsck(ctx context.Context, dir string) (*fsckResult, error) {
+	if _, err := os.Stat(filepath.Join(dir, "repo", "meta.json")); errors.Is(err, fs.ErrNotExist) {
+		return &fsckResult{}, nil // not a repository yet, or one of old
+	}
+	out, runErr := w.run(ctx, dir, []string{"fsck", "--repo", "repo", "--json"})
+	var found fsckResult
+	if err := json.Unmarshal([]byte(out), &found); err != nil {
+		return nil, fmt.Errorf("fsck: %w", errors.Join(err, runErr))
+	}
+	if (runErr != nil) && len(found.Findings) == 0 {
+		return nil, fmt.Errorf("fsck without findings: %w", runErr)
+	}
+	return &found, nil
+}
+
+// leakedTemporary is the finding that no command but gc and fsck heals: others
+// may be writing, so that a command cannot tell whether a file is its own.
+const leakedTemporary = "leaked-temporary"
 
 // judgeLeft makes sure that what is tagged is complete and that each tag leads
 // to what it led to before or to what it is to lead to.
@@ -209,7 +276,16 @@ func (w *World) judgeLeft(dir string, complete bool) error {
 
 // judgeHealed makes sure that the repository says what it says after an
 // undisturbed run.
-func (w *World) judgeHealed(dir string) error {
+func (w *World) judgeHealed(ctx context.Context, dir string) error {
+	found, err := w.fsck(ctx, dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range found.Findings {
+		if f.Kind != leakedTemporary {
+			return fmt.Errorf("fsck finds %v", found.Findings)
+		}
+	}
 	repo := filepath.Join(dir, "repo")
 	healed, err := Inspect(repo)
 	if err != nil {
