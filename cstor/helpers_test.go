@@ -221,6 +221,8 @@ func helperProcess() bool {
 var helpers = map[string]func(context.Context) error{
 	"pull": helpPull,
 	"lock": helpLock,
+
+	"host-store": helpHostStore,
 }
 
 // helpPull pulls the references CSTOR_REF and gives the images the names

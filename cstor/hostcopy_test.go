@@ -171,10 +171,13 @@ func sameImages(t *testing.T, want, got *Store, id string) {
 		trees := []realimage.Tree{}
 		for _, l := range []Layer{from[i], to[i]} {
 			tree := check(realimage.Scan(l.DiffDir, realimage.KeepAll))(t)
+			// Libraries before 1.50 do not apply the archive's entry for the root,
+			// and that of podman 4 is one; package unpack tests it.
+			delete(tree, ".")
 			for name, e := range tree {
 				// Neither whiteouts nor directories without an entry have a time of
 				// their own.
-				if e.Type == "char" && e.Rdev == "0:0" || name == "." || e.Type == "dir" && time.Since(time.Unix(e.Sec, 0)) < time.Hour {
+				if e.Type == "char" && e.Rdev == "0:0" || e.Type == "dir" && time.Since(time.Unix(e.Sec, 0)) < time.Hour {
 					e.Sec, e.Nsec = 0, 0
 				}
 				tree[name] = e
