@@ -246,28 +246,29 @@ func (c *collector) sweepShard(ctx context.Context, dir int, own *GCResult) erro
 	if err != nil {
 		return err
 	}
+	path := fmt.Sprintf("objects/%02x", dir)
 	for _, name := range dead {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := c.removeObject(fd, dir, name, own); err != nil {
+		if err := c.removeObject(fd, path, name, own); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *collector) removeObject(dirfd, dir int, name string, own *GCResult) error {
+// removeObject removes an object of the directory at path and counts it.
+func (c *collector) removeObject(dirfd int, path, name string, own *GCResult) error {
 	var st unix.Stat_t
 	err := retry(func() error { return unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	hh := fmt.Sprintf("%02x", dir)
 	if err != nil {
-		return c.repo.pathError("stat", "objects/"+hh+"/"+name, err)
+		return c.repo.pathError("stat", path+"/"+name, err)
 	}
-	if err := c.remove(dirfd, "objects/"+hh, name); err != nil {
+	if err := c.remove(dirfd, path, name); err != nil {
 		return err
 	}
 	own.Objects++
@@ -276,7 +277,7 @@ func (c *collector) removeObject(dirfd, dir int, name string, own *GCResult) err
 		own.LinkedBytes += st.Size
 	}
 	if c.options.ListObjects {
-		id, err := fsverity.ParseDigest(hh + name)
+		id, err := fsverity.ParseDigest(path[len(path)-2:] + name)
 		if err != nil {
 			return err
 		}
