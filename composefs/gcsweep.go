@@ -143,11 +143,13 @@ func (c *collector) sweepEntries(dir string, names []string, removed *[]string) 
 	return c.sync(dir)
 }
 
-// leaked says what unfinished files are called and where they lie.
-var leaked = []struct {
+// leakedName is how unfinished files are called, and where they lie.
+type leakedName struct {
 	dir, prefix string
 	kind        uint8
-}{
+}
+
+var leaked = []leakedName{
 	{".", tmpLink, unix.DT_LNK},
 	{".", tmpMeta, unix.DT_REG},
 	{"objects", tmpObject, unix.DT_REG},
@@ -166,10 +168,8 @@ func (r *Repo) findTemporaries() ([]string, error) {
 			return nil, r.pathError("open", dir, err)
 		}
 		err = eachDirent(fd, func(name []byte, kind uint8) error {
-			for _, l := range leaked {
-				if l.dir == dir && l.kind == kind && isTemporary(string(name), l.prefix) {
-					found = append(found, path.Join(dir, string(name)))
-				}
+			if isLeaked(dir, string(name), kind) {
+				found = append(found, path.Join(dir, string(name)))
 			}
 			return nil
 		})

@@ -67,7 +67,8 @@ type Repo struct {
 	readOnly error // why nothing can be written; nil when it can
 	upgraded bool  // meta.json was written by this handle
 
-	dirs objectDirs
+	dirs   objectDirs
+	proven provenObjects
 
 	// What this file system turned out not to have.
 	noVerity    atomic.Bool // only noted when it is not required
@@ -306,6 +307,10 @@ func (r *Repo) rootfd() int {
 
 // Path is the path the repository was opened by.
 func (r *Repo) Path() string { return r.path }
+
+// Same reports whether two handles are of one repository, whatever paths they
+// were opened by.
+func (r *Repo) Same(o *Repo) bool { return r.lock == o.lock }
 
 // Algorithm is that of all digests in the repository.
 func (r *Repo) Algorithm() fsverity.Algorithm { return r.meta.Algorithm }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cfs-pull/cfs-pull/internal/freespace"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
@@ -17,10 +18,12 @@ type Stage string
 const (
 	StageOpen        Stage = "open"
 	StageFetch       Stage = "fetch"
+	StageHostCopy    Stage = "host-copy"
 	StageImport      Stage = "import"
 	StageTag         Stage = "tag"
 	StageBootImage   Stage = "boot-image"
 	StageBootEntries Stage = "boot-entries"
+	StageLabel       Stage = "label"
 	StageGC          Stage = "gc"
 )
 
@@ -28,9 +31,17 @@ const (
 type StageError struct {
 	Stage Stage
 	Err   error
+
+	intoStore bool // of StageFetch: not into the repository
 }
 
-func (e *StageError) Error() string { return stageText[e.Stage] + e.Err.Error() }
+func (e *StageError) Error() string {
+	text := stageText[e.Stage]
+	if e.intoStore {
+		text = "fetch into containers-storage failed: "
+	}
+	return text + e.Err.Error()
+}
 
 // Unwrap returns the cause.
 func (e *StageError) Unwrap() error { return e.Err }
@@ -38,9 +49,11 @@ func (e *StageError) Unwrap() error { return e.Err }
 // stageText tells the stages apart whose errors do not do so themselves.
 var stageText = map[Stage]string{
 	StageFetch:     "fetch failed: ",
+	StageHostCopy:  "copy from the host's containers-storage failed: ",
 	StageImport:    "import into composefs failed: ",
 	StageTag:       "commit image failed: ",
 	StageBootImage: "build boot image failed: ",
+	StageLabel:     "label containers-storage failed: ",
 }
 
 // transferError marks what went wrong while a layer was fetched, as opposed to
@@ -68,6 +81,9 @@ func atStage(stage Stage, err error) error {
 	if err == nil || is[*fetch.UsageError](err) {
 		return err // what was asked for made no sense from the beginning
 	}
+	if is[*StageError](err) {
+		return err // a stage within a stage
+	}
 	return &StageError{Stage: stage, Err: err}
 }
 
@@ -90,13 +106,4 @@ var ErrNoBootEntries = errors.New("no boot entries: neither /boot/loader/entries
 	"nor a unified kernel image, nor /usr/lib/modules/<version>/vmlinuz")
 
 // SpaceError reports a file system with too little free space for an image.
-type SpaceError struct {
-	Path                string
-	Available, Required uint64 // bytes
-	Reserve             uint64 // bytes of Required that are to stay free
-}
-
-func (e *SpaceError) Error() string {
-	return fmt.Sprintf("not enough space at %s: %d bytes are available, about %d are needed (%d of them to stay free; see --min-free and --no-space-check)",
-		e.Path, e.Available, e.Required, e.Reserve)
-}
+type SpaceError = freespace.Error

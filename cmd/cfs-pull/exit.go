@@ -14,7 +14,11 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
 	"github.com/cfs-pull/cfs-pull/composefs/bootc"
+	"github.com/cfs-pull/cfs-pull/composefs/mount"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/composefs/tree"
+	"github.com/cfs-pull/cfs-pull/cstor"
+	"github.com/cfs-pull/cfs-pull/erofs"
 	"github.com/cfs-pull/cfs-pull/pipeline"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
@@ -23,6 +27,7 @@ import (
 const (
 	exitOther     = 1
 	exitNotFound  = 2
+	exitZeroCopy  = 3
 	exitAuth      = 4
 	exitSpace     = 5
 	exitVerity    = 6
@@ -38,7 +43,8 @@ const exitHelp = `
 EXIT STATUS
     0    done, or there was nothing to do
     1    other failure, for instance a malformed image
-    2    image or manifest not found
+    2    image, manifest or file in an image not found
+    3    files of the store cannot be shared with the repository (zero-copy)
     4    authentication or authorisation refused
     5    not enough space
     6    fs-verity is required but not available
@@ -68,16 +74,39 @@ func classify(err error) failure {
 		return failure{exitOther, "timeout", "what is complete was kept; run the same command again to go on"}
 	case is[*usageError](err), is[*fetch.UsageError](err):
 		return failure{exitUsage, "usage", ""}
+	case is[*oci.NotFoundError](err):
+		return failure{exitNotFound, "not-found", "\"cfs-pull images\" lists what is in the repository"}
+	case is[*oci.AmbiguousError](err):
+		return failure{exitUsage, "ambiguous", "write more of the digest"}
+	case errors.Is(err, oci.ErrReference), errors.Is(err, composefs.ErrBadName):
+		return failure{exitUsage, "usage", ""}
+	case errors.Is(err, oci.ErrBootcTag):
+		return failure{exitUsage, "bootc-tag", "to remove a tag that no deployment needs, insist with --force"}
+	case errors.Is(err, tree.ErrNotExist), errors.Is(err, oci.ErrNoImage):
+		return failure{exitNotFound, "not-found", ""}
 	case is[*fetch.NotFoundError](err):
 		return failure{exitNotFound, "not-found", ""}
+	case errors.Is(err, oci.ErrSameRepository):
+		return failure{exitUsage, "same-repository", "\"cfs-pull tag\" gives an image another name"}
 	case is[*fetch.AuthError](err):
 		return failure{exitAuth, "authentication", "name a credential file with --authfile, or use --creds"}
 	case is[*fetch.PolicyError](err):
 		return failure{exitPolicy, "signature-policy", "another policy can be named with --signature-policy"}
+	case is[*composefs.NotSharedError](err):
+		return failure{exitZeroCopy, "zero-copy", "put store and repository on one file system with reflinks (btrfs, xfs), or allow copies with --local-copy=auto; --local-copy=hardlink allows hard links"}
+	case is[*cstor.UnusableLayerError](err):
+		return failure{exitZeroCopy, "zero-copy", "fetch the layer itself with --local-copy=auto, or pull with --direct"}
 	case is[*pipeline.SpaceError](err):
 		return failure{exitSpace, "space", ""} // it says what would help
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return failure{exitSpace, "space", "free some space on the file system of the repository"}
+	case errors.Is(err, mount.ErrTarget), errors.Is(err, mount.ErrUpper), errors.Is(err, mount.ErrNotMounted):
+		return failure{exitUsage, "directory", ""}
+	case errors.Is(err, mount.ErrBusy):
+		return failure{exitOther, "busy", "close what is open there and leave its directories, or unmount it with --lazy"}
+	case is[*mount.KernelError](err):
+		refused, _ := errors.AsType[*mount.KernelError](err)
+		return failure{exitUsage, "kernel", refused.Remedy}
 	case errors.Is(err, composefs.ErrVerityUnavailable):
 		return failure{exitVerity, "fs-verity", "--allow-missing-verity creates a repository that does not require fs-verity"}
 	case is[*pipeline.KeepError](err):
@@ -88,16 +117,19 @@ func classify(err error) failure {
 		return failure{exitOther, "deployments", ""}
 	case errors.Is(err, composefs.ErrUndecided):
 		return failure{exitIntegrity, "undecided", "pull the image again, or remove its tag; \"cfs-pull fsck\" says what is wrong"}
+	case is[*labelError](err):
+		return failure{exitOther, "labels", "\"cfs-pull label --force\" sets them"}
 	case is[*garbageError](err):
 		return failure{exitOther, "garbage", ""}
 	case is[*fetch.IntegrityError](err), errors.Is(err, oci.ErrIntegrity), errors.Is(err, composefs.ErrIntegrity),
-		is[*boot.MismatchError](err):
+		errors.Is(err, composefs.ErrChanged), is[*cstor.IntegrityError](err), is[*boot.MismatchError](err), is[*damageError](err):
 		return failure{exitIntegrity, "integrity", ""}
 	case errors.Is(err, composefs.ErrLocked):
 		return failure{exitLocked, "locked", "--lock-timeout says how long to wait"}
 	case errors.Is(err, pipeline.ErrNoBootEntries):
 		return failure{exitNoBoot, "no-boot-entries", "accept such an image with --allow-no-boot, or leave out the boot image with --no-boot"}
-	case errors.Is(err, oci.ErrMalformed), errors.Is(err, oci.ErrTooLarge), errors.Is(err, oci.ErrNotContainer):
+	case errors.Is(err, oci.ErrMalformed), errors.Is(err, oci.ErrTooLarge), errors.Is(err, oci.ErrNotContainer),
+		errors.Is(err, erofs.ErrCorrupt):
 		return failure{exitOther, "malformed-image", ""}
 	case is[*fetch.UnsupportedError](err):
 		return failure{exitOther, "unsupported-image", ""}

@@ -102,10 +102,12 @@ func Resolve(repo *composefs.Repo, reference string) (*Subject, error) {
 		return s, s.findImage(repo, text)
 	}
 	err := s.findTag(repo)
-	if is[*NotFoundError](err) && len(text) >= minImagePrefix && isHex(text) {
+	absent, isAbsent := errors.AsType[*NotFoundError](err)
+	if isAbsent && len(text) >= minImagePrefix && isHex(text) {
 		if imageErr := s.findImage(repo, text); !is[*NotFoundError](imageErr) {
 			return s, imageErr
 		}
+		absent.Sought += ", and no EROFS image whose id begins so"
 	}
 	return s, err
 }

@@ -76,8 +76,8 @@ type NamedImage struct {
 	Key   string
 	ID    fsverity.Digest
 	Boot  bool
-	V2    bool // the format; otherwise V0 or V1
-	Xattr string
+	V2    bool   // the format; otherwise V0 or V1
+	Xattr string // the mode in which it was built
 }
 
 // NamedImages are the EROFS images that the config names: plain before boot,
@@ -98,6 +98,15 @@ func (d *Document) NamedImages() []NamedImage {
 		n.V2 = format == ""
 		out = append(out, n)
 	}
+	slices.SortStableFunc(out, func(a, b NamedImage) int {
+		if a.Boot == b.Boot {
+			return 0
+		}
+		if b.Boot {
+			return -1
+		}
+		return 1
+	})
 	return out
 }
 

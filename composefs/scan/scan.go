@@ -31,12 +31,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
 	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/internal/rooted"
 )
 
 const (
@@ -75,6 +77,7 @@ func Read(ctx context.Context, dir *os.File, o Options) (*Tree, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0) + 1)
 	s := &scanner{Options: o, tree: t, group: group, inodes: map[inode]*tree.Node{}}
+	s.hashers.New = func() any { return fsverity.NewHasher(o.Algorithm) }
 	group.Go(func() error {
 		var err error
 		t.Root, err = s.root(ctx)
@@ -95,22 +98,12 @@ func (t *Tree) Open(n *tree.Node) (tree.File, error) {
 	if !ok {
 		return nil, fmt.Errorf("open file of %s: it is not a node of this tree", t.dir.Name())
 	}
-	dir := t.dir
-	for parent, rest := "", path; ; {
-		name, below, more := strings.Cut(rest, "/")
-		flags := unix.O_RDONLY | unix.O_NONBLOCK
-		if more {
-			flags = unix.O_PATH | unix.O_DIRECTORY
-		}
-		f, err := openBelow(dir, name, filepath.Join(parent, name), flags)
-		if dir != t.dir {
-			dir.Close() // a directory
-		}
-		if err != nil || !more {
-			return f, err
-		}
-		dir, parent, rest = f, filepath.Join(parent, name), below
+	at := filepath.Join(t.dir.Name(), path)
+	fd, err := rooted.OpenLong(int(t.dir.Fd()), path, unix.O_RDONLY|unix.O_NONBLOCK, 0, rooted.NoLinks)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: at, Err: err}
 	}
+	return os.NewFile(uintptr(fd), at), nil
 }
 
 type memoryFile struct{ *bytes.Reader }
@@ -123,6 +116,7 @@ type scanner struct {
 	Options
 	tree    *Tree
 	group   *errgroup.Group // hashes
+	hashers sync.Pool
 	inodes  map[inode]*tree.Node
 	entries int
 }
@@ -251,14 +245,17 @@ func (s *scanner) regular(ctx context.Context, n *tree.Node, f *os.File, path st
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		id, size, err := fsverity.SumReader(s.Algorithm, io.LimitReader(content, min(st.Size, math.MaxInt64-1)+1))
+		hasher := s.hashers.Get().(*fsverity.Hasher)
+		defer s.hashers.Put(hasher)
+		hasher.Reset()
+		size, err := hasher.ReadFrom(io.LimitReader(content, min(st.Size, math.MaxInt64-1)+1))
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.Name(), err)
 		}
 		if size != st.Size {
 			return changed
 		}
-		n.Object = id
+		n.Object = hasher.Sum()
 		return nil
 	}
 	// The walk is one of the group, so it must not wait for a place in it.
