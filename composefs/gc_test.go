@@ -479,14 +479,9 @@ func TestCollectGarbageInterrupted(t *testing.T) {
 		unlock := check(c.LockExclusive(t.Context(), -1))(t)
 		g := &collector{repo: c, options: GCOptions{Drop: []string{"oci/stream0", "oci/stream2"}}, result: &GCResult{}}
 		must(t, g.mark(t.Context()))
-		steps := []func() error{
-			g.sweepRefs,
-			func() error { return g.sweepEntries(streamsDir, g.deadEntries(g.streams), &g.result.Streams) },
-			func() error { return g.sweepEntries(imagesDir, g.deadEntries(g.images), &g.result.Images) },
-			func() error { return g.sweepObjects(t.Context()) },
-		}
+		steps := check(g.steps())(t)
 		for _, s := range steps[:step] {
-			must(t, s())
+			must(t, s(t.Context()))
 		}
 		must(t, unlock())
 		if dangling := danglingLinks(t, copied); len(dangling) > 0 {

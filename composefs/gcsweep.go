@@ -21,27 +21,35 @@ import (
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
-// sweep removes what is not marked, refs before links before objects. Each
-// step is on disk before the next: a link must never outlive its object.
+// sweep removes what is not marked.
 func (c *collector) sweep(ctx context.Context) error {
-	temporaries, err := c.repo.findTemporaries()
+	steps, err := c.steps()
 	if err != nil {
 		return err
 	}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// steps are what a sweep does. Each is on disk before the next begins: a ref
+// must never outlive its link, nor a link its object.
+func (c *collector) steps() ([]func(context.Context) error, error) {
+	temporaries, err := c.repo.findTemporaries()
+	if err != nil {
+		return nil, err
+	}
 	streams, images := c.deadEntries(c.streams), c.deadEntries(c.images)
-	if err := c.sweepRefs(); err != nil {
-		return err
-	}
-	if err := c.sweepEntries(streamsDir, streams, &c.result.Streams); err != nil {
-		return err
-	}
-	if err := c.sweepEntries(imagesDir, images, &c.result.Images); err != nil {
-		return err
-	}
-	if err := c.sweepTemporaries(temporaries); err != nil {
-		return err
-	}
-	return c.sweepObjects(ctx)
+	return []func(context.Context) error{
+		func(context.Context) error { return c.sweepRefs() },
+		func(context.Context) error { return c.sweepEntries(streamsDir, streams, &c.result.Streams) },
+		func(context.Context) error { return c.sweepEntries(imagesDir, images, &c.result.Images) },
+		func(context.Context) error { return c.sweepTemporaries(temporaries) },
+		c.sweepObjects,
+	}, nil
 }
 
 // deadEntries are the first-level links whose objects are missing or go.
