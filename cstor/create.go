@@ -43,7 +43,11 @@ func Ensure(ctx context.Context, o Options) (*Store, error) {
 	}
 	created := false
 	if err := place.isStore(); errors.Is(err, ErrNoStore) {
-		if created, err = place.create(ctx, o); err != nil {
+		after := place.prepareHostStore(ctx, o.Log)
+		if created, err = place.create(ctx, o); err == nil {
+			err = after()
+		}
+		if err != nil {
 			return nil, fmt.Errorf("create containers-storage %s: %w", place.graphRoot, err)
 		}
 	} else if err != nil {
@@ -190,7 +194,7 @@ func (p *place) mayBecomeStore() (bool, error) {
 	for _, e := range entries {
 		switch e.Name() {
 		case "lost+found", driverDir, layersDir, imagesDir, "overlay-containers", "storage.lock", "userns.lock",
-			"libpod", "db.sql", "defaultNetworkBackend", operationLock:
+			"libpod", "db.sql", "defaultNetworkBackend":
 		default:
 			return false, fmt.Errorf("%w with the overlay driver, and the directory is not empty (%s is in it)", ErrNoStore, e.Name())
 		}
@@ -202,7 +206,13 @@ func (p *place) mayBecomeStore() (bool, error) {
 func initialise(root string, o Options) error {
 	var lib library
 	defer lib.close()
-	if _, err := lib.open(root, o); err != nil {
+	store, err := lib.open(root, o)
+	if err != nil {
+		return err
+	}
+	// The library makes the directory of the layers' records when it looks for
+	// one; others expect it in a store.
+	if _, err := store.Layers(); err != nil {
 		return err
 	}
 	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {

@@ -17,9 +17,12 @@ var (
 	// ErrUnsupported: the store, or an image in it, is of a kind that is not
 	// supported, for instance one made with fuse-overlayfs.
 	ErrUnsupported = errors.New("not supported")
-	// ErrCorrupt: a record of the store contradicts itself or what it
-	// describes. Nothing is guessed then.
+	// ErrCorrupt: the records of the store contradict themselves. Nothing is
+	// guessed then.
 	ErrCorrupt = errors.New("containers-storage is damaged")
+	// ErrIncomplete: an image lacks something, or has something that is not
+	// what its digest says. To pull it again brings what is missing.
+	ErrIncomplete = errors.New("image in containers-storage is not complete")
 )
 
 // NotFoundError is an image that a store does not have. Any other failure is

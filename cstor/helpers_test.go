@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +18,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/testutil"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
@@ -30,13 +33,6 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
-}
-
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
 }
 
 func check[T any](v T, err error) func(testing.TB) T {
@@ -61,13 +57,16 @@ func (w logWriter) Write(p []byte) (int, error) {
 
 // storeOptions are the options of a new store in a directory of the test.
 func storeOptions(tb testing.TB, dir string) Options {
+	// podman takes no more than 50 bytes of a runroot.
+	run := check(os.MkdirTemp("", "cs"))(tb)
+	tb.Cleanup(func() { os.RemoveAll(run) })
 	return Options{
-		GraphRoot: filepath.Join(dir, "root"), RunRoot: filepath.Join(dir, "run"),
-		LockTimeout: 20 * time.Second, Log: testLog(tb),
+		GraphRoot: filepath.Join(dir, "root"), RunRoot: filepath.Join(run, "r"),
+		LockTimeout: 2 * time.Minute, Log: testLog(tb),
 	}
 }
 
-// newStore_ makes a store. Writing to one needs root: the library mounts a test
+// testStore makes a store. Writing to one needs root: the library mounts a test
 // overlay and changes owners.
 func testStore(tb testing.TB) *Store {
 	tb.Helper()
@@ -156,7 +155,7 @@ func runTool(tb testing.TB, name string, args ...string) (string, error) {
 	must(tb, os.WriteFile(filepath.Join(home, "containers.conf"), []byte("[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n"), 0o600))
 	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_RUNTIME_DIR="+home, "XDG_CONFIG_HOME="+home,
 		"CONTAINERS_STORAGE_CONF="+home+"/storage.conf", "CONTAINERS_CONF="+home+"/containers.conf")
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 20 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -219,16 +218,87 @@ func helperProcess() bool {
 }
 
 // helpers are the jobs of helperProcess.
-var helpers = map[string]func(context.Context) error{}
+var helpers = map[string]func(context.Context) error{
+	"pull": helpPull,
+	"lock": helpLock,
 
-// startHelper starts another process for a job.
-func startHelper(tb testing.TB, job string, env ...string) (*exec.Cmd, *bytes.Buffer, io.ReadCloser) {
+	"host-store": helpHostStore,
+}
+
+// helpPull pulls the references CSTOR_REF and gives the images the names
+// CSTOR_NAMES.
+func helpPull(ctx context.Context) (err error) {
+	s, err := Ensure(ctx, Options{GraphRoot: os.Getenv("CSTOR_ROOT"), RunRoot: os.Getenv("CSTOR_RUN")})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	for _, ref := range strings.Fields(os.Getenv("CSTOR_REF")) {
+		img, err := fetch.Open(ctx, ref, fetch.Options{
+			OS: "linux", Architecture: "amd64", Auth: fetch.Auth{Anonymous: true}, InsecurePolicy: true,
+			Root: os.Getenv("CSTOR_TMP"), TempDir: os.Getenv("CSTOR_TMP"),
+		})
+		if err != nil {
+			return err
+		}
+		_, err = s.Pull(ctx, sourceOf(img), PullOptions{Names: strings.Fields(os.Getenv("CSTOR_NAMES")), MinFree: -1})
+		if err := errors.Join(err, img.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// helpLock takes the POSIX lock CSTOR_LOCK, as the library does, says so, and
+// holds it until its input ends.
+func helpLock(context.Context) error {
+	f, err := os.OpenFile(os.Getenv("CSTOR_LOCK"), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		return err
+	}
+	fmt.Println("locked")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// startHelper starts another process for a job. It returns what the process
+// writes to stderr, once it has ended.
+func startHelper(tb testing.TB, job string, env ...string) (*exec.Cmd, *bytes.Buffer) {
+	tb.Helper()
+	cmd, errs := helperCommand(tb, job, env)
+	must(tb, cmd.Start())
+	return cmd, errs
+}
+
+// pullElsewhere pulls in another process, so that this one has not opened the
+// store's locks for writing.
+func pullElsewhere(tb testing.TB, o Options, ref, name string) {
+	tb.Helper()
+	testutil.RequireRoot(tb)
+	cmd, errs := startHelper(tb, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref,
+		"CSTOR_NAMES="+name, "CSTOR_TMP="+tb.TempDir())
+	if err := cmd.Wait(); err != nil {
+		tb.Fatalf("%v\n%s", err, errs)
+	}
+}
+
+// startHelperWithInput is startHelper with pipes to the process and from it.
+func startHelperWithInput(tb testing.TB, job string, env ...string) (cmd *exec.Cmd, in io.WriteCloser, out io.ReadCloser) {
+	tb.Helper()
+	cmd, _ = helperCommand(tb, job, env)
+	in, out = check(cmd.StdinPipe())(tb), check(cmd.StdoutPipe())(tb)
+	must(tb, cmd.Start())
+	return cmd, in, out
+}
+
+func helperCommand(tb testing.TB, job string, env []string) (*exec.Cmd, *bytes.Buffer) {
 	tb.Helper()
 	cmd := exec.CommandContext(tb.Context(), check(os.Executable())(tb))
 	cmd.Env = append(append(os.Environ(), "CSTOR_TEST_HELPER="+job), env...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
-	out := check(cmd.StdoutPipe())(tb)
-	must(tb, cmd.Start())
-	return cmd, &errs, out
+	return cmd, &errs
 }

@@ -55,6 +55,13 @@ func labelPolicy(t testing.TB, contexts string) *selinux.Policy {
 	return policy
 }
 
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func writeFile(t testing.TB, path, content string) {
 	t.Helper()
 	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
@@ -189,6 +196,20 @@ func TestLabel(t *testing.T) {
 	if diff := cmp.Diff(before, changeTimes(t, dir)); diff != "" {
 		t.Errorf("a second run changed something (-before +after):\n%s", diff)
 	}
+
+	// New files have inherited their labels only where the kernel has SELinux.
+	writeFile(t, filepath.Join(dir, "overlay/x/diff/pulled"), "new")
+	byKernel, err := kernelLabels()
+	must(t, err)
+	result, err = Label(t.Context(), dir, policy, LabelOptions{NewFiles: true})
+	must(t, err)
+	if want := (LabelResult{Status: LabelDone, Visited: int64(len(labels)) + 3, NoContext: 2, Changed: 4}); !byKernel && *result != want {
+		t.Errorf("after a pull: %+v, want %+v", *result, want)
+	}
+	if byKernel && result.Status != LabelStamped {
+		t.Errorf("after a pull, with SELinux: %+v", *result)
+	}
+	must(t, os.RemoveAll(filepath.Join(dir, "overlay/x")))
 
 	// A file that was added, or got another label, is what a check is for.
 	writeFile(t, filepath.Join(dir, diff, "added"), "new")

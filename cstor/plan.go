@@ -56,9 +56,9 @@ func (v view) plan(m *oci.Manifest, diffIDs []oci.Digest) ([]*stored, error) {
 	parent := ""
 	for i, diffID := range diffIDs {
 		s := &stored{index: i, blob: m.Layers[i], diffID: diffID, id: layerID(parent, diffID), parent: parent}
-		if _, l := v.layer(s.id); l != nil && !l.incomplete() {
-			if l.DiffDigest != diffID.String() || l.Parent != parent {
-				return nil, fmt.Errorf("%w: layer %s has diff_id %q and parent %q, which do not lead to its id", ErrCorrupt, l.ID, l.DiffDigest, l.Parent)
+		if r, l := v.layer(s.id); l != nil && !l.incomplete() {
+			if err := l.check(r, s); err != nil {
+				return nil, err
 			}
 			s.present = true
 		}
@@ -70,6 +70,17 @@ func (v view) plan(m *oci.Manifest, diffIDs []oci.Digest) ([]*stored, error) {
 		parent = s.id
 	}
 	return layers, nil
+}
+
+// check compares a record, found by its id, with the layer that it should be of.
+func (l *layerRecord) check(r *records, want *stored) error {
+	if l.DiffDigest != want.diffID.String() || l.Parent != want.parent {
+		return fmt.Errorf("%w: layer %s has diff_id %q and parent %q, which do not lead to its id", ErrCorrupt, l.ID, l.DiffDigest, l.Parent)
+	}
+	if !isDirectory(diffDir(r.root, l.ID)) {
+		return fmt.Errorf("%w: layer %s has no directory %s; remove the images that use it", ErrCorrupt, l.ID, diffDir(r.root, l.ID))
+	}
+	return nil
 }
 
 // fetched reports whether the layer's blob has to be transferred.
@@ -91,13 +102,13 @@ func totals(layers []*stored) (total, cached int64) {
 	return total, cached
 }
 
-// checkSpace compares the space that the missing layers will take, and the
-// temporary files meanwhile, with what is free.
+// checkSpace compares the space that the missing layers will take with what is
+// free. Temporary files give way.
 func (s *Store) checkSpace(layers []*stored, o PullOptions) error {
 	if o.SkipSpaceCheck {
 		return nil
 	}
-	var expected, temporary float64
+	var expected float64
 	for _, l := range layers {
 		switch {
 		case l.present:
@@ -107,12 +118,9 @@ func (s *Store) checkSpace(layers []*stored, o PullOptions) error {
 			continue
 		}
 		expected += freespace.Unpacked(l.blob.MediaType, l.blob.Size) * float64(o.ExpectedCopies)
-		if l.fetched() {
-			temporary += float64(l.blob.Size)
-		}
 	}
 	if expected == 0 {
 		return nil
 	}
-	return freespace.Check(s.graphRoot, s.graphRoot, expected+temporary, o.MinFree)
+	return freespace.Check(s.graphRoot, s.graphRoot, expected, o.MinFree)
 }

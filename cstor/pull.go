@@ -45,7 +45,7 @@ const (
 
 // Decide says what a policy means for an image by that name: whether to pull,
 // and which image is there, if any. With PolicyNever an image that is not there
-// is a [*NotFoundError]. An image of which a layer is missing does not count.
+// is a [*NotFoundError]. An image that is not complete does not count.
 func (s *Store) Decide(p Policy, name string) (present *Image, pull bool, err error) {
 	img, err := s.Lookup(name)
 	if err == nil {
@@ -54,7 +54,7 @@ func (s *Store) Decide(p Policy, name string) (present *Image, pull bool, err er
 	if err == nil {
 		return img, p == PolicyAlways || p == PolicyNewer, nil
 	}
-	absent := errors.Is(err, ErrCorrupt)
+	absent := errors.Is(err, ErrIncomplete)
 	if _, ok := errors.AsType[*NotFoundError](err); ok {
 		absent = true
 	}
@@ -128,4 +128,6 @@ type PullResult struct {
 	Layers, LayersPresent int
 	// BytesFetched counts compressed bytes.
 	BytesFetched int64
+	// Copy is set by CopyImage.
+	Copy CopyStats
 }

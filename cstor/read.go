@@ -23,11 +23,11 @@ import (
 type view []*records
 
 // withRecords calls f with the records, and holds the locks meanwhile.
-func (s *Store) withRecords(f func(view) error) error {
+func (s *Store) withRecords(ctx context.Context, f func(view) error) error {
 	var v view
 	for i, root := range append([]string{s.graphRoot}, s.options.AdditionalImageStores...) {
 		readOnly := i > 0
-		unlock, err := lockForReading(context.Background(), root, readOnly, s.options.LockTimeout)
+		unlock, err := lockForReading(ctx, root, readOnly, s.options.LockTimeout)
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,8 @@ func (v view) images() []*Image {
 func (i *imageRecord) image(r *records) *Image {
 	img := &Image{
 		ID: i.ID, Names: slices.Clone(i.Names), Created: i.Created, TopLayer: i.Layer,
-		ReadOnly: r.readOnly, GraphRoot: r.root,
+		bigDataNames: slices.Clone(i.BigDataNames),
+		ReadOnly:     r.readOnly, GraphRoot: r.root,
 	}
 	// What is not a SHA-256 digest names no manifest that we could use.
 	img.ManifestDigest, _ = oci.ParseDigest(i.BigDataDigests[manifestKey])
@@ -89,7 +90,7 @@ func (v view) layer(id string) (*records, *layerRecord) {
 // Images lists the images, those of additional image stores last, without
 // their manifests and configs.
 func (s *Store) Images() (images []*Image, err error) {
-	err = s.withRecords(func(v view) error {
+	err = s.withRecords(context.Background(), func(v view) error {
 		images = v.images()
 		return nil
 	})
@@ -100,7 +101,11 @@ func (s *Store) Images() (images []*Image, err error) {
 // or by a manifest digest, and loads its manifest and config. A
 // [*NotFoundError] says that there is none.
 func (s *Store) Lookup(nameOrIDOrDigest string) (img *Image, err error) {
-	err = s.withRecords(func(v view) error {
+	return s.lookup(context.Background(), nameOrIDOrDigest)
+}
+
+func (s *Store) lookup(ctx context.Context, nameOrIDOrDigest string) (img *Image, err error) {
+	err = s.withRecords(ctx, func(v view) error {
 		img = find(v.images(), nameOrIDOrDigest)
 		if img == nil {
 			return &NotFoundError{GraphRoot: s.graphRoot, Name: nameOrIDOrDigest}
@@ -116,7 +121,7 @@ func (s *Store) Lookup(nameOrIDOrDigest string) (img *Image, err error) {
 // Load reads the manifest and the config of an image that Images has listed. A
 // [*NotFoundError] says that it was removed since.
 func (s *Store) Load(img *Image) error {
-	return s.withRecords(func(v view) error {
+	return s.withRecords(context.Background(), func(v view) error {
 		i := slices.IndexFunc(v.images(), func(i *Image) bool { return i.ID == img.ID && i.GraphRoot == img.GraphRoot })
 		if i < 0 {
 			return &NotFoundError{GraphRoot: img.GraphRoot, Name: img.ID}
@@ -138,10 +143,10 @@ func (img *Image) load() error {
 		manifest, err = img.bigData(manifestKey, maxManifest) // as older writers store it
 	}
 	if err != nil {
-		return fail("manifest", err)
+		return fail("manifest", missing(err))
 	}
 	if got := oci.DigestOf(manifest); got != img.ManifestDigest {
-		return fail("manifest", fmt.Errorf("%w: it has digest %s, the record says %s", ErrCorrupt, got, img.ManifestDigest))
+		return fail("manifest", fmt.Errorf("%w: it has digest %s, the record says %s", ErrIncomplete, got, img.ManifestDigest))
 	}
 	m, err := oci.ParseManifest(manifest)
 	if err != nil {
@@ -152,14 +157,11 @@ func (img *Image) load() error {
 		return fail("manifest", err)
 	}
 	config, err := img.bigData(configDigest.String(), maxConfig)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
 	if err != nil {
-		return fail("config", err)
+		return fail("config", missing(err))
 	}
 	if got := oci.DigestOf(config); got != configDigest {
-		return fail("config", fmt.Errorf("%w: it has digest %s, the manifest says %s", ErrCorrupt, got, configDigest))
+		return fail("config", fmt.Errorf("%w: it has digest %s, the manifest says %s", ErrIncomplete, got, configDigest))
 	}
 	c, err := oci.ParseConfig(config, len(m.Layers))
 	if err != nil {
@@ -169,15 +171,25 @@ func (img *Image) load() error {
 	return nil
 }
 
+// missing marks the error for a file that is not there.
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
+	return err
+}
+
 func (img *Image) bigData(key string, limit int64) ([]byte, error) {
 	return rooted.ReadFile(img.GraphRoot, bigDataPath(img.ID, key), limit)
 }
 
 // Layers lists the layers of an image that Lookup or Load has loaded, lowest
-// first: as many as it has diff_ids, else the error is ErrCorrupt, as
+// first: as many as it has diff_ids, else the error is ErrIncomplete, as
 // it is when a layer's recorded diff_id is not that of the config.
-func (s *Store) Layers(img *Image) (layers []Layer, err error) {
-	err = s.withRecords(func(v view) error {
+func (s *Store) Layers(img *Image) ([]Layer, error) { return s.layers(context.Background(), img) }
+
+func (s *Store) layers(ctx context.Context, img *Image) (layers []Layer, err error) {
+	err = s.withRecords(ctx, func(v view) error {
 		layers, err = v.chain(img)
 		return err
 	})
@@ -194,23 +206,23 @@ func (v view) chain(img *Image) ([]Layer, error) {
 		r, l := v.layer(id)
 		switch {
 		case l == nil:
-			return nil, fmt.Errorf("%w: there is no layer %s", ErrCorrupt, id)
+			return nil, fmt.Errorf("%w: there is no layer %s", ErrIncomplete, id)
 		case l.incomplete():
-			return nil, fmt.Errorf("%w: layer %s is incomplete", ErrCorrupt, id)
+			return nil, fmt.Errorf("%w: layer %s is incomplete", ErrIncomplete, id)
 		case len(layers) == len(img.DiffIDs):
-			return nil, fmt.Errorf("%w: it has more layers than the %d diff_ids of its config", ErrCorrupt, len(img.DiffIDs))
+			return nil, fmt.Errorf("%w: it has more layers than the %d diff_ids of its config", ErrIncomplete, len(img.DiffIDs))
 		}
 		layers = append(layers, l.layer(r))
 		id = l.Parent
 	}
 	if len(layers) != len(img.DiffIDs) {
-		return nil, fmt.Errorf("%w: it has %d layers, its config %d diff_ids", ErrCorrupt, len(layers), len(img.DiffIDs))
+		return nil, fmt.Errorf("%w: it has %d layers, its config %d diff_ids", ErrIncomplete, len(layers), len(img.DiffIDs))
 	}
 	slices.Reverse(layers)
 	for i, l := range layers {
 		if !l.DiffID.IsZero() && l.DiffID != img.DiffIDs[i] {
 			return nil, fmt.Errorf("%w: layer %d of %d (%s) has diff_id %s, the config says %s",
-				ErrCorrupt, i+1, len(layers), l.ID, l.DiffID, img.DiffIDs[i])
+				ErrIncomplete, i+1, len(layers), l.ID, l.DiffID, img.DiffIDs[i])
 		}
 	}
 	return layers, nil
@@ -236,7 +248,14 @@ func (l *layerRecord) layer(r *records) Layer {
 	return out
 }
 
-func isRegular(path string) bool {
+func isRegular(path string) bool   { return fileType(path) == unix.S_IFREG }
+func isDirectory(path string) bool { return fileType(path) == unix.S_IFDIR }
+
+// fileType is the type of what is at path, links not followed, or 0.
+func fileType(path string) uint32 {
 	var st unix.Stat_t
-	return unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+	if unix.Lstat(path, &st) != nil {
+		return 0
+	}
+	return st.Mode & unix.S_IFMT
 }

@@ -19,12 +19,26 @@ import (
 type spool struct {
 	file *os.File
 
+	checked int64 // bytes to write before the free space is looked at again
+
 	mu      sync.Mutex
 	more    sync.Cond // broadcast when what follows changes
 	written int64
 	done    bool
 	err     error // of the writer; valid when done
 }
+
+const (
+	// spoolReserve is what must stay free on the file system, in bytes: the
+	// library cannot even clean up on one that is full.
+	spoolReserve = 16 << 20
+	// spoolStep is how many bytes are written between two looks at that.
+	spoolStep = 1 << 20
+)
+
+// errSpoolFull is a blob that a temporary file has no room for. It is then
+// fetched when it can go into the store as it arrives.
+var errSpoolFull = errors.New("no space for a temporary file")
 
 // newSpool makes a spool on the file system of dir.
 func newSpool(dir string) (*spool, error) {
@@ -72,12 +86,40 @@ func (s *spool) finish(err error) {
 type spoolWriter struct{ *spool }
 
 func (w spoolWriter) Write(p []byte) (int, error) {
+	if err := w.checkRoom(int64(len(p))); err != nil {
+		return 0, err
+	}
 	n, err := w.file.Write(p)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = w.giveUp()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.written += int64(n)
 	w.more.Broadcast()
 	return n, err
+}
+
+// checkRoom fails when n more bytes would leave too little space.
+func (w spoolWriter) checkRoom(n int64) error {
+	w.checked -= n
+	if w.checked > 0 {
+		return nil
+	}
+	w.checked = spoolStep
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(w.file.Fd()), &st); err != nil {
+		return fmt.Errorf("read free space of %s: %w", w.file.Name(), err)
+	}
+	if st.Bavail*uint64(st.Bsize) < uint64(spoolReserve+n) {
+		return w.giveUp()
+	}
+	return nil
+}
+
+// giveUp frees the space at once: others wait for it.
+func (w spoolWriter) giveUp() error {
+	return errors.Join(errSpoolFull, w.file.Truncate(0))
 }
 
 // available waits until there are bytes behind offset and returns how many, or
@@ -119,7 +161,23 @@ func (r *spoolReader) Read(p []byte) (int, error) {
 	}
 	n, err := r.file.ReadAt(p[:min(int64(len(p)), have)], r.offset)
 	r.offset += int64(n)
+	if err == io.EOF { // the writer has given up and truncated the file
+		err = r.failure()
+	}
 	return n, err
+}
+
+// failure waits for the end of a spool that has failed.
+func (s *spool) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.done {
+		s.more.Wait()
+	}
+	if s.err == nil {
+		return io.ErrUnexpectedEOF
+	}
+	return s.err
 }
 
 // Close implements io.Closer. It leaves the spool open.

@@ -48,6 +48,14 @@ func (s *Store) writer(ctx context.Context) (*writer, error) {
 	return w, nil
 }
 
+// recover opens the library anew, which removes layers that it could neither
+// finish nor remove, as on a full file system.
+func (w *writer) recover(ctx context.Context) error {
+	w.Store.lib.close()
+	_, err := w.Store.writer(ctx)
+	return err
+}
+
 func always() bool { return true }
 
 // guardInterval is how often guard looks whether the library waits for a lock.
@@ -146,8 +154,8 @@ func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.
 		return errors.Join(err, context.Cause(ctx))
 	}
 	switch {
-	case errors.Is(err, storage.ErrDuplicateID): // another process was faster
-		return nil
+	case errors.Is(err, storage.ErrDuplicateID):
+		return w.checkStored(ctx, l) // another process was faster
 	case err != nil && stream.err != nil && stream.err != io.EOF:
 		return stream.err
 	case err != nil:
@@ -159,12 +167,29 @@ func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.
 	return nil
 }
 
+// checkStored is nil if the store has a layer in full. The library also knows
+// layers that it could neither finish nor remove, on a full file system for
+// example.
+func (w *writer) checkStored(ctx context.Context, l *stored) error {
+	return w.withRecords(ctx, func(v view) error {
+		r, record := v.layer(l.id)
+		if record == nil || record.incomplete() {
+			return fmt.Errorf("store layer %s: %w: an incomplete layer with this id could not be removed", l.id, ErrCorrupt)
+		}
+		return record.check(r, l)
+	})
+}
+
 // describePut adds to an error of PutLayer what it means.
 func describePut(err error) error {
-	if strings.Contains(err.Error(), "duplicates of file paths not supported") {
+	err = withErrno(err)
+	switch {
+	case isSystem(err), errors.Is(err, storage.ErrLayerUnknown), errors.Is(err, storage.ErrParentUnknown):
+		return fmt.Errorf("store layer: %w", err)
+	case strings.Contains(err.Error(), "duplicates of file paths not supported"):
 		return fmt.Errorf("%w in a containers-storage: a path occurs twice in the layer's archive; a direct pull takes such layers: %w", ErrUnsupported, err)
 	}
-	return withErrno(fmt.Errorf("store layer: %w", err))
+	return fmt.Errorf("%w in a containers-storage: it cannot unpack the layer's archive; a direct pull goes without it: %w", ErrUnsupported, err)
 }
 
 // isSystem reports whether an error is about this machine rather than the layer.
@@ -187,10 +212,7 @@ func (w *writer) copyLayer(ctx context.Context, l *stored) error {
 		}).layer(r)
 		from = &layer
 	}
-	diff := &lazyDiff{open: func() (io.ReadCloser, error) {
-		plain := archive.Uncompressed
-		return w.lib.Diff("", from.ID, &storage.DiffOptions{Compression: &plain})
-	}}
+	diff := &lazyDiff{open: func() (io.ReadCloser, error) { return openDiff(w.lib, from.ID) }}
 	defer diff.Close()
 	// What is not known of the blob is left out, as podman does: the library
 	// then takes the archive for it.
@@ -206,6 +228,13 @@ func (w *writer) copyLayer(ctx context.Context, l *stored) error {
 		err = fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return err
+}
+
+// openDiff makes the archive of a layer from its files. It locks the store until
+// it is closed.
+func openDiff(lib storage.Store, layer string) (io.ReadCloser, error) {
+	plain := archive.Uncompressed
+	return lib.Diff("", layer, &storage.DiffOptions{Compression: &plain})
 }
 
 // lazyDiff makes the archive of a stored layer. The library locks the store
@@ -306,6 +335,7 @@ func (p *puller) bigData() []storage.ImageBigDataOption {
 	if p.src.Index != nil && oci.DigestOf(p.src.Index) != p.result.ManifestDigest {
 		items = append(items, item(manifestKey+"-"+oci.DigestOf(p.src.Index).String(), p.src.Index))
 	}
+	items = append(items, p.documents...)
 	return append(items,
 		item(manifestKey+"-"+p.result.ManifestDigest.String(), p.src.Manifest),
 		item(manifestKey, p.src.Manifest))
@@ -346,16 +376,16 @@ func (p *puller) addNames(ctx context.Context, w *writer, have []string) error {
 
 // complete is the image in the store with the config's digest for its id, if
 // all its layers are there in full; else nil.
-func (p *puller) complete() (*Image, error) {
-	img, err := p.Lookup(p.result.ImageID)
+func (p *puller) complete(ctx context.Context) (*Image, error) {
+	img, err := p.lookup(ctx, p.result.ImageID)
 	if _, absent := errors.AsType[*NotFoundError](err); absent {
 		return nil, nil
 	}
 	var layers []Layer
 	if err == nil {
-		layers, err = p.Layers(img)
+		layers, err = p.layers(ctx, img)
 	}
-	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrUnsupported) {
+	if errors.Is(err, ErrIncomplete) || errors.Is(err, ErrUnsupported) {
 		p.log().Warn("an image in the store is not complete", "image", p.result.ImageID, "error", err)
 		return nil, nil
 	}
@@ -386,6 +416,13 @@ func (p *puller) keep(ctx context.Context, img *Image) error {
 	wanted := []oci.Digest{p.result.ManifestDigest}
 	if p.src.Index != nil {
 		wanted = append(wanted, oci.DigestOf(p.src.Index))
+	}
+	for _, item := range p.documents {
+		if text, ok := strings.CutPrefix(item.Key, manifestKey+"-"); ok {
+			if d, err := oci.ParseDigest(text); err == nil {
+				wanted = append(wanted, d)
+			}
+		}
 	}
 	known := !slices.ContainsFunc(wanted, func(d oci.Digest) bool { return !slices.Contains(img.Digests, d) })
 	if !known || img.ManifestDigest != p.result.ManifestDigest {

@@ -18,10 +18,12 @@ type Stage string
 const (
 	StageOpen        Stage = "open"
 	StageFetch       Stage = "fetch"
+	StageHostCopy    Stage = "host-copy"
 	StageImport      Stage = "import"
 	StageTag         Stage = "tag"
 	StageBootImage   Stage = "boot-image"
 	StageBootEntries Stage = "boot-entries"
+	StageLabel       Stage = "label"
 	StageGC          Stage = "gc"
 )
 
@@ -29,9 +31,17 @@ const (
 type StageError struct {
 	Stage Stage
 	Err   error
+
+	intoStore bool // of StageFetch: not into the repository
 }
 
-func (e *StageError) Error() string { return stageText[e.Stage] + e.Err.Error() }
+func (e *StageError) Error() string {
+	text := stageText[e.Stage]
+	if e.intoStore {
+		text = "fetch into containers-storage failed: "
+	}
+	return text + e.Err.Error()
+}
 
 // Unwrap returns the cause.
 func (e *StageError) Unwrap() error { return e.Err }
@@ -39,9 +49,11 @@ func (e *StageError) Unwrap() error { return e.Err }
 // stageText tells the stages apart whose errors do not do so themselves.
 var stageText = map[Stage]string{
 	StageFetch:     "fetch failed: ",
+	StageHostCopy:  "copy from the host's containers-storage failed: ",
 	StageImport:    "import into composefs failed: ",
 	StageTag:       "commit image failed: ",
 	StageBootImage: "build boot image failed: ",
+	StageLabel:     "label containers-storage failed: ",
 }
 
 // transferError marks what went wrong while a layer was fetched, as opposed to
@@ -68,6 +80,9 @@ func is[E error](err error) bool {
 func atStage(stage Stage, err error) error {
 	if err == nil || is[*fetch.UsageError](err) {
 		return err // what was asked for made no sense from the beginning
+	}
+	if is[*StageError](err) {
+		return err // a stage within a stage
 	}
 	return &StageError{Stage: stage, Err: err}
 }

@@ -16,9 +16,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/cstor"
 )
 
 func main() {
+	if cstor.Reexec() {
+		return
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -103,6 +108,7 @@ func newRootCommand() *cobra.Command {
 		newImagesCommand(),
 		newInitCommand(),
 		newInspectCommand(),
+		newLabelCommand(),
 		newLsCommand(),
 		newMountCommand(),
 		newStatusCommand(),

@@ -172,10 +172,17 @@ func (im *Importer) ImportLayer(ctx context.Context, open OpenLayer, diffID Dige
 	}()
 	id, err := im.importLayer(reading, stop, layer, diffID)
 	// The reading may have been stopped; explaining is not over by that.
-	if _, wrong := errors.AsType[*DiffIDError](err); wrong || errors.Is(err, ErrMalformed) {
+	if blamesContent(err) {
 		err = layer.Explain(ctx, err)
 	}
 	return id, err
+}
+
+// blamesContent reports whether an error is about what a layer contains, and not
+// about getting or storing it.
+func blamesContent(err error) bool {
+	_, wrong := errors.AsType[*DiffIDError](err)
+	return wrong || errors.Is(err, ErrMalformed)
 }
 
 // importLayer is ImportLayer for an open layer. It calls stop when there is no
@@ -198,7 +205,7 @@ func (im *Importer) importLayer(ctx context.Context, stop context.CancelCauseFun
 	})
 	if err != nil {
 		cancel(err)
-		if !errors.Is(err, ErrMalformed) {
+		if !blamesContent(err) {
 			stop(err) // the framer may be waiting for the layer
 		}
 	}

@@ -26,9 +26,8 @@ type LayerBlob struct {
 	// Compression is how the blob is compressed, by its first bytes.
 	Compression Compression
 
-	plain *decompressor
-	ahead *readAhead
-	hash  hash.Hash
+	*unpacker
+	hash hash.Hash
 }
 
 // OpenLayerBlob starts to read a blob. Malformed compressed data is
@@ -36,28 +35,44 @@ type LayerBlob struct {
 // blob's reader come through. All members of a gzip blob and all frames of a
 // zstd blob belong to the archive.
 func OpenLayerBlob(ctx context.Context, blob io.Reader, limits Limits) (*LayerBlob, error) {
-	plain, err := newDecompressor(blob, limits)
+	u, err := newUnpacker(ctx, blob, limits)
 	if err != nil {
 		return nil, err
 	}
-	b := &LayerBlob{Compression: plain.compression, plain: plain, hash: sha256.New()}
-	b.ahead = newReadAhead(ctx, io.TeeReader(plain, b.hash))
-	return b, nil
+	return &LayerBlob{Compression: u.plain.compression, unpacker: u, hash: sha256.New()}, nil
 }
 
 // Read implements io.Reader.
-func (b *LayerBlob) Read(p []byte) (int, error) { return b.ahead.Read(p) }
+func (b *LayerBlob) Read(p []byte) (int, error) {
+	n, err := b.unpacker.Read(p)
+	b.hash.Write(p[:n])
+	return n, err
+}
 
 // ReadBlock fills p, unless the archive ends before. Unlike io.ReadFull it
 // returns the error that reading ended with, whatever has been read.
-func (b *LayerBlob) ReadBlock(p []byte) (int, error) { return readBlock(b.ahead, p) }
+func (b *LayerBlob) ReadBlock(p []byte) (int, error) { return readBlock(b, p) }
 
 // Digest is the diff_id, once Read has returned io.EOF.
 func (b *LayerBlob) Digest() Digest { return digestFromSum(b.hash.Sum(nil)) }
 
+// unpacker reads the uncompressed archive in a blob, ahead of Read.
+type unpacker struct {
+	*readAhead
+	plain *decompressor
+}
+
+func newUnpacker(ctx context.Context, blob io.Reader, limits Limits) (*unpacker, error) {
+	plain, err := newDecompressor(blob, limits)
+	if err != nil {
+		return nil, err
+	}
+	return &unpacker{readAhead: newReadAhead(ctx, plain), plain: plain}, nil
+}
+
 // Close stops reading and waits for that. The blob's own reader must have
 // returned by then, or return when its context ends. It is not closed.
-func (b *LayerBlob) Close() {
-	b.ahead.Close()
-	b.plain.Close()
+func (u *unpacker) Close() {
+	u.readAhead.Close()
+	u.plain.Close()
 }
