@@ -4,6 +4,7 @@
 package composefs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -143,7 +144,11 @@ func (a *Adopter) Adopt(d *Donor, id fsverity.Digest, data []byte) (Outcome, err
 		return 0, err
 	}
 	defer r.leave()
-	ok, err := r.hasObject(id, d.size)
+	var content io.ReaderAt = d.file
+	if data != nil {
+		content = bytes.NewReader(data)
+	}
+	ok, err := r.canAdopt(id, content, d.size)
 	if err != nil {
 		return 0, err
 	}

@@ -100,8 +100,11 @@ func readlinkat(dirfd int, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// randomName is prefix and twelve random letters and digits.
-func randomName(prefix string) string { return prefix + rand.Text()[:12] }
+// randomLength is how many random letters and digits end temporary names.
+const randomLength = 12
+
+// randomName is prefix and random letters and digits.
+func randomName(prefix string) string { return prefix + rand.Text()[:randomLength] }
 
 // checkName says whether name can be an entry of streams/ or images/, or a
 // component of a ref.

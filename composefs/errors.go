@@ -15,10 +15,14 @@ var (
 	ErrNotRepository = errors.New("not a composefs repository")
 
 	// ErrOldFormat: the repository has objects but no meta.json.
-	ErrOldFormat = errors.New("repository has the old format without meta.json; upgrade it with the reference tool, for instance \"cfsctl --repo DIR oci images\", which writes meta.json")
+	ErrOldFormat = errors.New("repository has the old format without meta.json")
 
 	// ErrMeta: meta.json is malformed or asks for what is not implemented.
 	ErrMeta = errors.New("repository metadata is not usable")
+
+	// ErrMixedVerity: a repository of the old format in which some objects
+	// have fs-verity and some do not.
+	ErrMixedVerity = errors.New("some objects have fs-verity and some do not, so that nothing says whether the repository requires it")
 
 	// ErrDifferentMeta: Init found a repository with other settings.
 	ErrDifferentMeta = errors.New("repository exists with different settings")
@@ -44,8 +48,18 @@ var (
 	// ErrLocked: a lock was not granted in time; the error is a [*LockError].
 	ErrLocked = filelock.ErrLocked
 
+	// ErrObjectsRemoved: somebody removed objects while they were in use.
+	ErrObjectsRemoved = errors.New("objects were removed while they were in use; run the command again")
+
 	// ErrInUse: handles, streams or temporary files are still open.
 	ErrInUse = errors.New("repository is still in use by this process")
+
+	// ErrUndecided: garbage collection cannot tell what is in use, and has
+	// removed nothing.
+	ErrUndecided = errors.New("cannot tell what is in use, so nothing was removed")
+
+	// ErrKeep: what garbage collection is to keep does not exist.
+	ErrKeep = errors.New("no stream or image has the name that is to be kept")
 
 	// ErrClosed: the handle was closed.
 	ErrClosed = errors.New("repository handle is closed")

@@ -19,6 +19,10 @@ import (
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
+// tmpMeta begins the names of an unfinished meta.json in the root, where the
+// file system does not have files without a name.
+const tmpMeta = ".tmp-meta.json-"
+
 // InitOptions describes a new repository. The zero value is what bootc makes:
 // SHA-512, EROFS format 1, fs-verity required.
 type InitOptions struct {
@@ -87,7 +91,14 @@ func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
 	if !o.AllowMissingVerity {
 		protect = o.Algorithm
 	}
-	err = r.linkMeta(text, protect)
+	// An existing directory may be open to others. It is not touched before
+	// it is clear that it can be a repository.
+	err = r.linkMeta(text, protect, func() error {
+		if err := r.root.Chmod(0o700); err != nil {
+			return fmt.Errorf("close directory to others: %w", err)
+		}
+		return nil
+	})
 	if errors.Is(err, fs.ErrExist) { // another process was faster
 		same, err := r.compareMeta(want)
 		return false, errors.Join(err, same)
@@ -121,8 +132,8 @@ func (r *Repo) compareMeta(want Meta) (different, err error) {
 }
 
 // linkMeta writes meta.json aside, gives it fs-verity unless alg is 0, and
-// only then its name.
-func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
+// only then, when last has been called too, its name.
+func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm, last func() error) error {
 	f, name, err := r.writeMeta(text)
 	if name != "" {
 		defer unix.Unlinkat(r.rootfd(), name, 0) // gone already on success
@@ -142,10 +153,8 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 			return r.verityError(err)
 		}
 	}
-	// An existing directory may be open to others. It is not touched before
-	// it is clear that it can be a repository.
-	if err := r.root.Chmod(0o700); err != nil {
-		return fmt.Errorf("close directory to others: %w", err)
+	if err := last(); err != nil {
+		return err
 	}
 	return r.linkFile(int(f.Fd()), r.rootfd(), name, r.rootfd(), "meta.json")
 }
@@ -155,7 +164,7 @@ func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm) error {
 func (r *Repo) writeMeta(text []byte) (f *os.File, tmp string, err error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	fd, tmp, err := r.createFD(r.rootfd(), ".tmp-meta.json-")
+	fd, tmp, err := r.createFD(r.rootfd(), tmpMeta)
 	if err != nil {
 		return nil, "", err
 	}

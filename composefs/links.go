@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,11 @@ func (r *Repo) readLink(dir, name string) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
+	return r.readLinkAt(fd, dir, name)
+}
+
+// readLinkAt is readLink where dir is open.
+func (r *Repo) readLinkAt(fd int, dir, name string) (string, error) {
 	target, err := readlinkat(fd, name)
 	if errors.Is(err, unix.EINVAL) {
 		return "", fmt.Errorf("%w: %s/%s/%s is not a link", ErrIntegrity, r.path, dir, name)
@@ -64,7 +70,17 @@ func (r *Repo) entryID(dir, name string) (fsverity.Digest, error) {
 	if err := checkEntry(name); err != nil {
 		return fsverity.Digest{}, err
 	}
-	target, err := r.readLink(dir, name)
+	fd, err := r.openDir(dir)
+	if err != nil {
+		return fsverity.Digest{}, err
+	}
+	defer unix.Close(fd)
+	return r.readEntry(fd, dir, name)
+}
+
+// readEntry is entryID where dir is open and has an entry of that name.
+func (r *Repo) readEntry(fd int, dir, name string) (fsverity.Digest, error) {
+	target, err := r.readLinkAt(fd, dir, name)
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
@@ -148,7 +164,33 @@ func (r *Repo) setRef(dir, ref, entry string) error {
 		return fmt.Errorf("set ref %s: %w", ref, err)
 	}
 	parent, name := refPath(dir, ref)
-	return r.setLink(parent, name, strings.Repeat("../", depth)+entry)
+	if err := r.setLink(parent, name, strings.Repeat("../", depth)+entry); err != nil {
+		return err
+	}
+	return r.renew(parent, name)
+}
+
+// renewAfter is how old a ref's time must be before it is set anew, so that
+// setting what is set already mostly writes nothing.
+const renewAfter = time.Hour
+
+// renew sets the time of an old link to now: who looks for refs that nobody
+// wants any more spares those of today.
+func (r *Repo) renew(dir, name string) error {
+	fd, err := r.openDir(dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	err = retry(func() error { return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
+	if err == nil && time.Since(time.Unix(st.Mtim.Unix())) > renewAfter {
+		err = retry(func() error { return unix.UtimesNanoAt(fd, name, nil, unix.AT_SYMLINK_NOFOLLOW) })
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) { // others may have removed it
+		return r.pathError("set time of", dir+"/"+name, err)
+	}
+	return nil
 }
 
 // ref reads where a ref leads to. Only the last component of its target

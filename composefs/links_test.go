@@ -13,8 +13,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
 	"github.com/cfs-pull/cfs-pull/fsverity"
@@ -355,5 +357,30 @@ func TestSync(t *testing.T) {
 	must(t, r.LinkStream("s", id))
 	if _, ok := r.touched["streams"]; !ok {
 		t.Error("an existing link is not synced")
+	}
+}
+
+func TestStreamRefTime(t *testing.T) {
+	r := insecureRepo(t)
+	putStream(t, r, "s", nil)
+	if _, err := r.StreamRefTime("a/b"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without ref: %v", err)
+	}
+	must(t, r.SetStreamRef("a/b", "s"))
+	if got := check(r.StreamRefTime("a/b"))(t); time.Since(got) > time.Minute || time.Until(got) > time.Minute {
+		t.Errorf("time %s", got)
+	}
+	old := time.Unix(1e9, 5)
+	times := []unix.Timespec{unix.NsecToTimespec(old.UnixNano()), unix.NsecToTimespec(old.UnixNano())}
+	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, r.Path()+"/streams/refs/a/b", times, unix.AT_SYMLINK_NOFOLLOW))
+	if got := check(r.StreamRefTime("a/b"))(t); !got.Equal(old) {
+		t.Errorf("time %s, want %s", got, old)
+	}
+	must(t, r.SetStreamRef("a/b", "s")) // it is wanted anew
+	if got := check(r.StreamRefTime("a/b"))(t); time.Since(got) > time.Minute {
+		t.Errorf("time %s after it was set again", got)
+	}
+	if _, err := r.StreamRefTime("../../x"); !errors.Is(err, ErrBadName) {
+		t.Errorf("bad name: %v", err)
 	}
 }

@@ -115,6 +115,9 @@ func (t *lockTable) release(l *processLock) error {
 	// A forked child may still have the description, so closing it would
 	// not unlock at once.
 	err := unix.Flock(int(l.file.Fd()), unix.LOCK_UN)
+	if err != nil {
+		err = fmt.Errorf("unlock repository %s: %w", l.path, err)
+	}
 	return errors.Join(err, l.file.Close())
 }
 
@@ -150,6 +153,12 @@ func (t *lockTable) backToShared(l *processLock) error {
 	defer t.mu.Unlock()
 	l.exclusive, l.busy, l.lost = false, false, err != nil
 	return err
+}
+
+func (t *lockTable) isExclusive(l *processLock) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return l.exclusive
 }
 
 func (t *lockTable) isLost(l *processLock) bool {

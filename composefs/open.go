@@ -33,6 +33,10 @@ type OpenOptions struct {
 	Force bool
 	// ReadOnly refuses writes through this handle.
 	ReadOnly bool
+	// Upgrade makes a current repository of one of the old format, which has
+	// objects but no meta.json, instead of failing with [ErrOldFormat]. See
+	// [Repo.Upgraded]. It does nothing with ReadOnly.
+	Upgrade bool
 	// LockTimeout is how long to wait for the shared lock; 0 stands for
 	// [DefaultLockTimeout], a negative value for not at all.
 	LockTimeout time.Duration
@@ -61,8 +65,10 @@ type Repo struct {
 	secure   bool  // meta.json has fs-verity
 	enforce  bool  // objects must have it
 	readOnly error // why nothing can be written; nil when it can
+	upgraded bool  // meta.json was written by this handle
 
-	dirs objectDirs
+	dirs   objectDirs
+	proven provenObjects
 
 	// What this file system turned out not to have.
 	noVerity    atomic.Bool // only noted when it is not required
@@ -101,7 +107,13 @@ func open(ctx context.Context, path string, o OpenOptions, v verity) (*Repo, err
 		return nil, err
 	}
 	r := newRepo(path, root, lock, v)
-	if err := r.load(o); err != nil {
+	err = r.load(o)
+	if o.Upgrade && !o.ReadOnly && errors.Is(err, ErrOldFormat) {
+		if err = r.upgrade(o); err == nil {
+			err = r.load(o)
+		}
+	}
+	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
@@ -200,17 +212,30 @@ func (r *Repo) checkWritable(o OpenOptions) error {
 	if unknown := r.meta.unknownReadOnly(); len(unknown) > 0 {
 		return fail("unknown features " + strings.Join(unknown, ", ") + "; a newer version of this program is needed")
 	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(r.rootfd(), &st); err != nil {
-		return fmt.Errorf("stat file system of %s: %w", r.path, err)
+	why, err := r.cannotWrite()
+	if err != nil {
+		return err
 	}
-	if st.Flags&unix.ST_RDONLY != 0 {
-		return fail("its file system is mounted read-only")
-	}
-	if err := unix.Faccessat(r.rootfd(), ".", unix.W_OK, unix.AT_EACCESS); err != nil {
-		return fail(err.Error())
+	if why != "" {
+		return fail(why)
 	}
 	return nil
+}
+
+// cannotWrite says why the system does not let this process write; empty when
+// it does.
+func (r *Repo) cannotWrite() (why string, err error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(r.rootfd(), &st); err != nil {
+		return "", fmt.Errorf("stat file system of %s: %w", r.path, err)
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return "its file system is mounted read-only", nil
+	}
+	if err := unix.Faccessat(r.rootfd(), ".", unix.W_OK, unix.AT_EACCESS); err != nil {
+		return err.Error(), nil
+	}
+	return "", nil
 }
 
 // Close ends the use of the repository and, with the last handle of the
@@ -283,6 +308,10 @@ func (r *Repo) rootfd() int {
 // Path is the path the repository was opened by.
 func (r *Repo) Path() string { return r.path }
 
+// Same reports whether two handles are of one repository, whatever paths they
+// were opened by.
+func (r *Repo) Same(o *Repo) bool { return r.lock == o.lock }
+
 // Algorithm is that of all digests in the repository.
 func (r *Repo) Algorithm() fsverity.Algorithm { return r.meta.Algorithm }
 
@@ -295,6 +324,10 @@ func (r *Repo) Secure() bool { return r.secure }
 // Enforcing reports whether this handle requires it: it does for a secure
 // repository unless OpenOptions.Force said otherwise.
 func (r *Repo) Enforcing() bool { return r.enforce }
+
+// Upgraded reports whether this handle wrote the meta.json that was missing:
+// see OpenOptions.Upgrade.
+func (r *Repo) Upgraded() bool { return r.upgraded }
 
 // Versions lists the EROFS formats images are generated in, the default first.
 func (r *Repo) Versions() []erofs.Version { return r.meta.EffectiveFormats().Versions() }

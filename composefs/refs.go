@@ -6,6 +6,7 @@ package composefs
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,60 @@ import (
 // This file is what garbage collection and fsck know of the references inside
 // objects. Neither reads the chunk stream of a splitstream, and neither holds
 // a table of digests in memory, whose length a hostile repository chooses.
+
+// ImageRefPrefix begins the names of those named refs of a stream that lead to
+// EROFS images and not to streams (specification section 4.2).
+const ImageRefPrefix = "composefs.image"
+
+// IsImageRef reports whether a stream's named ref leads to an EROFS image. All
+// others lead to streams.
+func IsImageRef(name string) bool { return strings.HasPrefix(name, ImageRefPrefix) }
+
+// StreamTables is what a stream says about itself and refers to.
+type StreamTables struct {
+	Type    splitstream.ContentType
+	Size    uint64                 // of the reassembled stream, as its writer noted it
+	Objects []fsverity.Digest      // what it is made of, those without a chunk included
+	Named   []splitstream.NamedRef // streams and images, sorted by name
+}
+
+// StreamTables reads the tables of an object that is a splitstream of any
+// type. The chunk stream is not decompressed. Errors are those of
+// [Repo.OpenStream].
+func (r *Repo) StreamTables(id fsverity.Digest) (*StreamTables, error) {
+	s, err := r.OpenStream(id, splitstream.Any)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close() // read-only
+	return &StreamTables{Type: s.ContentType(), Size: s.Size(), Objects: s.ObjectRefs(), Named: s.NamedRefs()}, nil
+}
+
+// ImageObjects lists the objects that an EROFS image refers to, in the order
+// of the image and without repetition. It does not ask for a link to the
+// image. The error is [erofs.ErrCorrupt] for an object that is no composefs
+// image, and otherwise that of [Repo.OpenObject].
+func (r *Repo) ImageObjects(id fsverity.Digest) ([]fsverity.Digest, error) {
+	if err := r.enter(); err != nil {
+		return nil, err
+	}
+	defer r.leave()
+	if err := r.checkDigest(id); err != nil {
+		return nil, err
+	}
+	var objects []fsverity.Digest
+	seen := map[fsverity.Digest]struct{}{}
+	err := r.imageReferences(id, func(object fsverity.Digest) {
+		if _, ok := seen[object]; !ok {
+			seen[object] = struct{}{}
+			objects = append(objects, object)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return objects, nil
+}
 
 // streamTables opens an object as a splitstream of any type and hands its
 // tables to f, which may use them until it returns. The file's errors are

@@ -44,7 +44,7 @@ func (r *Repo) CloneFile(f *os.File, id fsverity.Digest, size int64) (Outcome, e
 		return 0, err
 	}
 	defer r.leave()
-	ok, err := r.hasObject(id, size)
+	ok, err := r.canAdopt(id, f, size)
 	if err != nil {
 		return 0, err
 	}
@@ -121,7 +121,7 @@ func (r *Repo) LinkFile(f *os.File, id fsverity.Digest) (Outcome, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || (st.Size == 0 && id != r.emptyID) {
 		return 0, fmt.Errorf("link file as object %s: %w: %s is not regular, or empty", id, ErrIntegrity, f.Name())
 	}
-	ok, err := r.hasObject(id, st.Size)
+	ok, err := r.canAdopt(id, f, st.Size)
 	if err != nil {
 		return 0, err
 	}

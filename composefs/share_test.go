@@ -93,14 +93,15 @@ func testCloneFile(t *testing.T, r *Repo) {
 
 func TestCloneFileUnsupported(t *testing.T) {
 	content := []byte("a file of another store")
-	for name, donorDir := range map[string]func(t *testing.T) string{
-		"no reflinks":       func(t *testing.T) string { return t.TempDir() },
-		"other file system": func(t *testing.T) string { return loopfs.MountSize(t, loopfs.Ext4, 32<<20) },
+	ext4, xfs := loopfs.MountSize(t, loopfs.Ext4, 64<<20), loopfs.MountSize(t, loopfs.XFS, 300<<20)
+	for name, on := range map[string]struct{ donor, repo string }{
+		"no reflinks":       {ext4, ext4},
+		"other file system": {ext4, xfs},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Setenv("TMPDIR", loopfs.MountSize(t, loopfs.Ext4, 64<<20))
+			t.Setenv("TMPDIR", on.repo)
 			r := insecureRepo(t)
-			f := donorFile(t, filepath.Join(donorDir(t), "donor"), content)
+			f := donorFile(t, filepath.Join(on.donor, t.Name()[len("TestCloneFileUnsupported/"):]), content)
 			_, err := r.CloneFile(f, fsverity.Sum(r.Algorithm(), content), int64(len(content)))
 			e, ok := errors.AsType[*ShareError](err)
 			if !ok || e.Method != Reflinked || !e.Everywhere {

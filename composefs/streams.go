@@ -9,6 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
 	"github.com/cfs-pull/cfs-pull/fsverity"
@@ -222,6 +225,29 @@ func (r *Repo) StreamRef(ref string) (streamName string, err error) {
 	}
 	defer r.leave()
 	return r.ref(streamsDir, ref)
+}
+
+// StreamRefTime is when a ref was made or last changed. Without such a ref the
+// error is [fs.ErrNotExist].
+func (r *Repo) StreamRefTime(ref string) (time.Time, error) {
+	if err := r.enter(); err != nil {
+		return time.Time{}, err
+	}
+	defer r.leave()
+	if _, err := checkRef(ref); err != nil {
+		return time.Time{}, err
+	}
+	parent, name := refPath(streamsDir, ref)
+	fd, err := r.openDir(parent)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := retry(func() error { return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) }); err != nil {
+		return time.Time{}, r.pathError("stat", parent+"/"+name, err)
+	}
+	return time.Unix(st.Mtim.Unix()), nil
 }
 
 // RemoveStreamRef removes a ref. Without one the error is [fs.ErrNotExist].

@@ -84,7 +84,7 @@ func (r *Repo) Commit(t *Temp, id fsverity.Digest) (Outcome, error) {
 	if err := retry(func() error { return unix.Fstat(int(t.file.Fd()), &st) }); err != nil {
 		return 0, fmt.Errorf("commit object %s: %w", id, err)
 	}
-	ok, err := r.hasObject(id, st.Size)
+	ok, err := r.canAdopt(id, t.file, st.Size)
 	if err != nil {
 		return 0, err
 	}

@@ -4,7 +4,6 @@
 package composefs
 
 import (
-	"archive/tar"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/klauspost/compress/zstd"
 
 	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
 	"github.com/cfs-pull/cfs-pull/fsverity"
@@ -29,33 +27,7 @@ import (
 // unpack unpacks repos/<kind>.tar.zst of the conformance vectors.
 func unpack(tb testing.TB, kind string) string {
 	tb.Helper()
-	f := check(os.Open(filepath.Join(testutil.Vectors(tb), "repos", kind+".tar.zst")))(tb)
-	defer f.Close()
-	d := check(zstd.NewReader(f))(tb)
-	defer d.Close()
-	dir := check(os.OpenRoot(tb.TempDir()))(tb)
-	defer dir.Close()
-	for tr := tar.NewReader(d); ; {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return dir.Name()
-		}
-		must(tb, err)
-		switch h.Typeflag {
-		case tar.TypeDir:
-			must(tb, dir.MkdirAll(filepath.Clean(h.Name), 0o755))
-		case tar.TypeSymlink:
-			must(tb, dir.Symlink(h.Linkname, h.Name))
-		case tar.TypeReg:
-			out := check(dir.Create(h.Name))(tb)
-			if _, err := io.Copy(out, tr); err != nil {
-				tb.Fatal(err)
-			}
-			must(tb, out.Close())
-		default:
-			tb.Fatalf("%s: unexpected type %q", h.Name, h.Typeflag)
-		}
-	}
+	return testutil.VectorRepository(tb, kind)
 }
 
 // expectation is what oci/expect/<image>.json says about a repository that

@@ -6,6 +6,8 @@ package cstor
 import (
 	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 )
 
 // What callers branch on; test with [errors.Is].
@@ -15,9 +17,12 @@ var (
 	// ErrUnsupported: the store, or an image in it, is of a kind that is not
 	// supported, for instance one made with fuse-overlayfs.
 	ErrUnsupported = errors.New("not supported")
-	// ErrCorrupt: a record of the store contradicts itself or what it
-	// describes. Nothing is guessed then.
+	// ErrCorrupt: the records of the store contradict themselves. Nothing is
+	// guessed then.
 	ErrCorrupt = errors.New("containers-storage is damaged")
+	// ErrIncomplete: an image lacks something, or has something that is not
+	// what its digest says. To pull it again brings what is missing.
+	ErrIncomplete = errors.New("image in containers-storage is not complete")
 )
 
 // NotFoundError is an image that a store does not have. Any other failure is
@@ -45,3 +50,15 @@ func (e *IntegrityError) Error() string {
 	return fmt.Sprintf("verify image %s: layer %d of %d (%s): the uncompressed archive has digest %s, the config says %s",
 		e.Reference, e.Layer+1, e.Layers, e.Digest, e.Got, e.Want)
 }
+
+// passedErrnos are the errnos that callers tell apart.
+var passedErrnos = []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS}
+
+// errnoError is an error that is also an errno, without saying so twice.
+type errnoError struct {
+	err   error
+	errno unix.Errno
+}
+
+func (e *errnoError) Error() string   { return e.err.Error() }
+func (e *errnoError) Unwrap() []error { return []error{e.err, e.errno} }

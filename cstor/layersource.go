@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -169,7 +170,7 @@ func (r *layerReader) NextFile(size uint64) *oci.LayerFile {
 
 // open opens a file of the layer.
 func (r *layerReader) open(name string) (*os.File, error) {
-	path := r.layer.DiffDir + "/" + name
+	path := filepath.Join(r.layer.DiffDir, name) // for messages
 	// Not blocking, because it may be a FIFO by now. Reading leaves no trace
 	// in the access times, which would be written to disk.
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY

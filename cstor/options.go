@@ -12,9 +12,6 @@ import (
 const (
 	DefaultSysroot = "/sysroot"
 	DefaultRunRoot = "/run/cfs-pull/storage"
-
-	// bootcStorage is the bootc-owned store below the sysroot.
-	bootcStorage = "composefs/bootc/storage"
 )
 
 // DefaultLockTimeout is how long a lock is waited for when the options do not

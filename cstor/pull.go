@@ -5,6 +5,7 @@ package cstor
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
@@ -44,19 +45,24 @@ const (
 
 // Decide says what a policy means for an image by that name: whether to pull,
 // and which image is there, if any. With PolicyNever an image that is not there
-// is a [*NotFoundError]. An image of which a layer is missing does not count.
+// is a [*NotFoundError]. An image that is not complete does not count.
 func (s *Store) Decide(p Policy, name string) (present *Image, pull bool, err error) {
-	return nil, false, errNotYet
+	img, err := s.Lookup(name)
+	if err == nil {
+		_, err = s.Layers(img)
+	}
+	if err == nil {
+		return img, p == PolicyAlways || p == PolicyNewer, nil
+	}
+	absent := errors.Is(err, ErrIncomplete)
+	if _, ok := errors.AsType[*NotFoundError](err); ok {
+		absent = true
+	}
+	if !absent || p == PolicyNever {
+		return nil, false, err
+	}
+	return nil, true, nil
 }
-
-// NormalizeName completes a name as podman does: "fedora" becomes
-// "docker.io/library/fedora:latest".
-func NormalizeName(name string) (string, error) { return "", errNotYet }
-
-// NameForDigest is the name for an image that comes from a path rather than
-// from a registry, so that it has one:
-// "localhost/cfs-pull/<first 12 digits>:latest".
-func NameForDigest(manifest oci.Digest) string { return "" }
 
 // PullOptions say how to pull.
 type PullOptions struct {
@@ -90,19 +96,18 @@ type EventKind uint8
 // The kinds of events.
 const (
 	EventTotals  EventKind = iota // the first event: Total and Cached
-	EventSkipped                  // Layer is present; Bytes is its size
-	EventStarted                  // Layer is being fetched; Bytes is its size
+	EventSkipped                  // Layer is present
+	EventStarted                  // Layer is being fetched
 	EventFetched                  // Bytes more of Layer have arrived
-	EventStored                   // Layer is complete in the store; Bytes is its size
+	EventStored                   // Layer is complete in the store
 )
 
 // Event is a step of a pull. All counts are bytes of compressed layers; a
 // layer that occurs twice in an image counts once.
 type Event struct {
 	Kind  EventKind
-	Layer string // digest of the layer's blob
-	// Size is the size of the layer's blob.
-	Size int64
+	Layer string // digest of the layer's blob; empty with EventTotals
+	Size  int64  // of the layer's blob
 	// Bytes of EventFetched are new. A layer that is fetched again counts again.
 	Bytes int64
 	// Total and Cached are those of EventTotals.
@@ -123,11 +128,6 @@ type PullResult struct {
 	Layers, LayersPresent int
 	// BytesFetched counts compressed bytes.
 	BytesFetched int64
-}
-
-// Pull brings the image of src into the store: the layers that are missing, the
-// lowest first, then the image's record. Each layer that is complete stays, also
-// when the pull fails later.
-func (s *Store) Pull(ctx context.Context, src Source, o PullOptions) (*PullResult, error) {
-	return nil, errNotYet
+	// Copy is set by CopyImage.
+	Copy CopyStats
 }

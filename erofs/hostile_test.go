@@ -305,3 +305,50 @@ func FuzzTree(f *testing.F) {
 		}
 	})
 }
+
+// TestCheck has images whose structure is right and that composefs refuses all
+// the same.
+func TestCheck(t *testing.T) {
+	device := tree.NewDirectory()
+	device.SetEntry("d", tree.NewDirectory())
+	device.Entry("d").SetEntry("null", &tree.Node{Kind: tree.CharDevice, Rdev: 0x7777})
+	escaped := tree.NewDirectory()
+	escaped.SetEntry("f", &tree.Node{
+		Kind: tree.Regular, Xattrs: []tree.Xattr{{Name: "trusted.overlay.whiteout"}},
+	})
+	for _, c := range []struct {
+		name    string
+		root    *tree.Node
+		version erofs.Version
+		change  func(b []byte)
+		want    string // none for a good image
+	}{
+		{"whiteouts of the root", device, erofs.V1, func([]byte) {}, ""},
+		{"format 0", device, erofs.V0, func([]byte) {}, ""},
+		{"format 2", device, erofs.V2, func([]byte) {}, ""},
+		{"a whiteout is missing", device, erofs.V1, func(b []byte) { b[bytes.LastIndex(b, []byte("fdfeff"))+5] = 'g' }, "255 of the 256 names"},
+		{"whiteout below the root", device, erofs.V1, func(b []byte) {
+			binary.LittleEndian.PutUint32(b[bytes.Index(b, []byte{0x77, 0x77, 0, 0}):], 0)
+		}, "whiteout that is not escaped"},
+		{"escaped whiteout", escaped, erofs.V2, func([]byte) {}, "escaped whiteout"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := marshal(t, c.root, c.version)
+			c.change(b)
+			im, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := im.Objects(); err != nil {
+				t.Fatalf("the structure is not right: %v", err)
+			}
+			err = im.Check(func(fsverity.Digest) {})
+			switch {
+			case c.want == "" && err != nil:
+				t.Error(err)
+			case c.want != "" && (!errors.Is(err, erofs.ErrCorrupt) || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+		})
+	}
+}

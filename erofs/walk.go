@@ -41,6 +41,20 @@ func (im *Image) EachObject(f func(fsverity.Digest)) error {
 	return w.walk()
 }
 
+// Check is EachObject with the rules that composefs has beyond the structure:
+// an image of format 0 or 1 has all names "00" to "ff" in its root and
+// whiteouts nowhere else, and one of format 2 has no escaped whiteouts.
+func (im *Image) Check(f func(fsverity.Digest)) error {
+	w := &walker{im: im, object: f, restricted: true}
+	if err := w.walk(); err != nil {
+		return err
+	}
+	if im.version.epoch1() && w.stubs != 256 {
+		return corrupt("the root has %d of the 256 names \"00\" to \"ff\"", w.stubs)
+	}
+	return nil
+}
+
 // walker visits every inode of an image once. No two inodes and no two
 // directories may share bytes, so that the work is proportional to the size of
 // the image.
@@ -48,6 +62,9 @@ type walker struct {
 	im     *Image
 	object func(fsverity.Digest)
 	build  *builder // makes the tree, if there is one
+
+	restricted bool // apply the rules of Check
+	stubs      int  // names "00" to "ff" of the root
 
 	attrs   attrReader
 	claimed bitmap // 32-byte slots that belong to something
@@ -146,6 +163,10 @@ func (w *walker) visit(n *diskInode, name string) error {
 	if err := w.claim(n); err != nil {
 		return err
 	}
+	if w.restricted && !w.im.version.epoch1() && n.kind == tree.Regular &&
+		slices.ContainsFunc(attrs, func(x tree.Xattr) bool { return x.Name == attrWhiteout }) {
+		return corrupt("inode %d is an escaped whiteout, which format 2 does not have", n.nid)
+	}
 	if w.object != nil {
 		if !ref.digest.IsZero() {
 			w.object(ref.digest)
@@ -218,6 +239,15 @@ func (w *walker) entry(f *walkFrame) error {
 	}
 	if d.fileType != direntTypes[n.kind] {
 		return corrupt("entry %q of directory %d has type %d, and its inode another one", d.name, f.inode.nid, d.fileType)
+	}
+	if w.restricted && w.im.version.epoch1() {
+		inRoot := len(w.stack) == 1
+		if inRoot && isStubName(string(d.name)) {
+			w.stubs++
+		}
+		if !inRoot && n.isWhiteout() {
+			return corrupt("inode %d is a whiteout that is not escaped", n.nid)
+		}
 	}
 	name := ""
 	if w.build != nil {

@@ -4,171 +4,39 @@
 package pipeline
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"slices"
-	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
-	"github.com/cfs-pull/cfs-pull/composefs/tree"
-	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
-// pull is a pull under way.
-type pull struct {
-	Options
-	result *Result
-	events *eventSink
-
-	repo     *composefs.Repo
-	source   *fetch.Image
-	manifest *oci.Manifest
-	config   *oci.Config
-	imported []*layer  // layers that this pull fetches
-	image    oci.Image // what will be committed
-	done     *oci.Committed
-}
-
-// Direct pulls an image into a composefs repository without a detour. The
-// Result is never nil; it holds what is known when an error is returned.
+// Direct pulls an image into a composefs repository without a detour. From a
+// containers-storage it shares the files with the store where it can, and
+// copies where it cannot. The Result is never nil; it holds what is known when
+// an error is returned.
 func Direct(ctx context.Context, o Options) (*Result, error) {
 	p := newPull(o)
-	return p.result, p.direct(ctx)
-}
-
-func newPull(o Options) *pull {
-	return &pull{Options: o.withDefaults(), result: NewResult(o.Reference), events: newEventSink(o.Events)}
-}
-
-func (p *pull) direct(ctx context.Context) (err error) {
 	// A reference that makes no sense is refused before anything is touched.
 	if err := p.checkNames(); err != nil {
-		return err
+		return p.result, err
 	}
-	if err := p.open(ctx); err != nil {
-		return atStage(StageOpen, err)
-	}
-	defer func() { err = errors.Join(err, p.repo.Close()) }()
-	begin := time.Now()
-	if err := p.fetchManifest(ctx); err != nil {
-		return atStage(StageFetch, err)
-	}
-	defer p.source.Close()
-	if err := p.readConfig(ctx); err != nil {
-		return atStage(StageFetch, err)
-	}
-	p.result.Stats.Seconds.Fetch = time.Since(begin).Seconds()
-
-	begin = time.Now()
-	root, err := p.importLayers(ctx)
-	p.result.Stats.Seconds.Import = time.Since(begin).Seconds()
-	if err != nil {
-		return atStage(stageOfImport(err), err)
-	}
-	begin = time.Now()
-	entries, bootErr := p.buildImages(ctx, root)
-	p.result.Stats.Seconds.Boot = time.Since(begin).Seconds()
-	if bootErr != nil && !keepsImport(bootErr) {
-		return errors.Join(bootErr, p.keepLayers())
-	}
-	// An image that cannot be booted is still a complete image.
-	if err := p.commit(ctx); err != nil {
-		return errors.Join(atStage(StageTag, err), p.keepLayers())
-	}
-	if bootErr == nil && p.ExportBoot != "" {
-		bootErr = atStage(StageBootEntries, p.exportBoot(ctx, entries))
-	}
-	if bootErr != nil && p.UntagOnError {
-		if err := p.untag(); err != nil {
-			return errors.Join(bootErr, err)
-		}
-	}
-	return bootErr
+	return p.result, p.run(ctx, p.resolve)
 }
 
-// checkNames refuses a reference or a tag that makes no sense.
-func (p *pull) checkNames() error {
-	if p.Tag != "" {
-		if _, err := oci.EncodeTag(p.Tag); err != nil {
-			return &fetch.UsageError{Subject: p.Tag, Err: err}
-		}
+// resolve finds the image that the reference leads to, where it is.
+func (p *pull) resolve(ctx context.Context) error {
+	if p.reference.Transport == fetch.TransportContainersStorage {
+		return p.openHostStore(ctx)
 	}
-	_, err := fetch.ParseReference(p.Reference, p.Fetch.Transport)
-	return err
-}
-
-// keepsImport reports whether an error concerns only the booting of an image,
-// so that the image itself is kept and tagged.
-func keepsImport(err error) bool {
-	stage, ok := errors.AsType[*StageError](err)
-	return ok && stage.Stage == StageBootEntries
-}
-
-// open opens the repository, making it first if asked for, and makes sure that
-// objects can be stored in it.
-func (p *pull) open(ctx context.Context) error {
-	open := composefs.OpenOptions{
-		AllowMissingVerity: p.AllowMissingVerity, Force: p.Force, LockTimeout: p.LockTimeout,
-	}
-	created := false
-	repo, err := composefs.Open(ctx, p.Repo, open)
-	if p.Init && errors.Is(err, composefs.ErrNotRepository) {
-		created, err = Init(ctx, p.Repo, composefs.InitOptions{
-			Formats: p.Formats, AllowMissingVerity: p.AllowMissingVerity, LockTimeout: p.LockTimeout,
-		})
-		if err != nil {
-			return err
-		}
-		repo, err = composefs.Open(ctx, p.Repo, open)
-	}
+	image, err := p.fetchManifest(ctx)
 	if err != nil {
 		return err
 	}
-	if err := repo.Writable(); err != nil {
-		return errors.Join(err, repo.Close())
-	}
-	if err := repo.CheckVerity(); err != nil {
-		return errors.Join(err, repo.Close())
-	}
-	p.opened(repo, created)
-	return nil
-}
-
-// opened notes the repository and describes it in the result.
-func (p *pull) opened(repo *composefs.Repo, created bool) {
-	p.repo = repo
-	p.result.Repository = Repository{
-		Path: p.Repo, Algorithm: repo.Algorithm().String(), VerityRequired: repo.Secure(),
-	}
-	p.Log.Info("opened repository", "path", p.Repo, "created", created, "algorithm", repo.Algorithm().String(),
-		"erofs", fmt.Sprint(repo.Versions()), "verity required", repo.Secure())
-	if want := p.Formats.Versions(); p.Formats.Default != 0 && !created && !slices.Equal(want, repo.Versions()) {
-		p.warn("repository %s keeps its EROFS formats %v; %v were asked for", p.Repo, repo.Versions(), want)
-	}
-}
-
-// Init is [composefs.Init], except that a directory that it made does not stay
-// behind empty when it fails.
-func Init(ctx context.Context, path string, o composefs.InitOptions) (created bool, err error) {
-	_, before := os.Lstat(path)
-	created, err = composefs.Init(ctx, path, o)
-	if err != nil && errors.Is(before, fs.ErrNotExist) {
-		// Only an empty directory goes away like this.
-		_ = unix.Rmdir(path)
-	}
-	return created, err
+	return p.found(&fetchSource{Image: image, limits: p.Limits})
 }
 
 // fetchManifest resolves the reference and reads the manifest.
-func (p *pull) fetchManifest(ctx context.Context) error {
+func (p *pull) fetchManifest(ctx context.Context) (*fetch.Image, error) {
 	o := p.Fetch
 	if p.repo != nil && o.TempDir == "" && o.UnpackDir == "" {
 		o.UnpackDir = p.Repo // where there has to be space for the image
@@ -187,125 +55,5 @@ func (p *pull) fetchManifest(ctx context.Context) error {
 		}
 		return m.Raw
 	}
-	source, err := fetch.Open(ctx, p.Reference, o)
-	if err != nil {
-		return err
-	}
-	p.source = source
-	if err := p.readManifest(); err != nil {
-		return errors.Join(fmt.Errorf("image %s: %w", p.Reference, err), source.Close())
-	}
-	return nil
-}
-
-func (p *pull) readManifest() (err error) {
-	r := p.result
-	r.Transport, r.IndexDigest = string(p.source.Reference.Transport), p.source.IndexDigest.String()
-	r.CanonicalReference = p.source.Reference.String()
-	p.image.Manifest = p.source.Manifest
-	r.ManifestDigest = oci.DigestOf(p.source.Manifest)
-	if p.manifest, err = oci.ParseManifest(p.source.Manifest); err != nil {
-		return err
-	}
-	if r.ConfigDigest, err = oci.ParseDigest(p.manifest.Config.Digest); err != nil {
-		return err
-	}
-	p.Log.Info("resolved image", "reference", r.CanonicalReference, "index", r.IndexDigest, "manifest", r.ManifestDigest.String(),
-		"credentials", cmp.Or(p.source.CredentialSource, "none"))
-	p.image.Tags = []string{oci.BootcTag(r.ManifestDigest)}
-	if p.Tag != "" {
-		p.image.Tags = append(p.image.Tags, p.Tag)
-	}
-	return nil
-}
-
-// readConfig reads the config, from the repository when it is there.
-func (p *pull) readConfig(ctx context.Context) error {
-	if known := p.knownConfig(); known != nil {
-		p.image.Config = known.Raw
-	} else {
-		config, err := p.source.Config(ctx)
-		if err != nil {
-			return err // it names the image
-		}
-		p.image.Config = config
-	}
-	config, err := oci.ParseConfig(p.image.Config, len(p.manifest.Layers))
-	if err != nil {
-		return fmt.Errorf("image %s: %w", p.Reference, err)
-	}
-	p.config = config
-	p.image.DiffIDs = config.DiffIDs
-	p.image.Layers = map[oci.Digest]fsverity.Digest{}
-	p.image.Images = map[string]fsverity.Digest{}
-	p.result.describe(config)
-	if config.Labels["containers.bootc"] == "" {
-		p.warn("the image has no label containers.bootc=1, which bootable images should have")
-	}
-	return nil
-}
-
-// knownConfig is the config as the repository has it, or nil.
-func (p *pull) knownConfig() *oci.Document {
-	if p.repo == nil {
-		return nil
-	}
-	known, err := oci.OpenConfig(p.repo, p.result.ConfigDigest)
-	if err != nil {
-		return nil
-	}
-	return known
-}
-
-func (p *pull) warn(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	p.result.Warnings = append(p.result.Warnings, text)
-	p.Log.Warn(text)
-}
-
-// commit makes the image visible.
-func (p *pull) commit(ctx context.Context) (err error) {
-	if p.done, err = oci.Commit(ctx, p.repo, &p.image); err != nil {
-		return err
-	}
-	r := p.result
-	r.ManifestVerity, r.ConfigVerity = p.done.ManifestStream, p.done.ConfigStream
-	r.Changed = p.done.Changed
-	r.Tag, r.Tagged = p.image.Tags[0], true
-	p.Log.Info("committed image", "tag", r.Tag, "changed", r.Changed)
-	return nil
-}
-
-// untag takes back the tags that this pull wrote.
-func (p *pull) untag() error {
-	if err := p.done.RevertTags(p.repo); err != nil {
-		return err
-	}
-	tagged, err := p.hasTag(p.result.Tag)
-	p.result.Tagged = tagged
-	return err
-}
-
-// mergeLayers merges all layers of the image again; importLayers does so only
-// once, and the transforms work in place.
-func (p *pull) mergeLayers(ctx context.Context) (*tree.Node, error) {
-	m := oci.NewMerger(p.repo, p.Limits)
-	for i, diffID := range p.config.DiffIDs {
-		if err := m.Layer(ctx, p.image.Layers[diffID]); err != nil {
-			return nil, p.layerError(i, err)
-		}
-	}
-	return m.Root(), nil
-}
-
-// layerError says which layer of which image an error is about.
-func (p *pull) layerError(i int, err error) error {
-	if is[*fetch.IntegrityError](err) {
-		return err // it says all that
-	}
-	text := fmt.Sprintf("layer %d of %d (%s)", i+1, len(p.config.DiffIDs), p.manifest.Layers[i].Digest)
-	if is[*transferError](err) {
-		return fmt.Errorf("%s: %w", text, err) // it names the image
-	}
-	return fmt.Errorf("image %s: %s: %w", p.Reference, text, err)
+	return fetch.Open(ctx, p.Reference, o)
 }

@@ -8,8 +8,8 @@ type Task string
 
 // The tasks, in order.
 const (
-	TaskPulling   Task = "pulling"    // layers are fetched and imported
-	TaskImporting Task = "importing"  // layers are merged into a tree
+	TaskPulling   Task = "pulling"    // layers are fetched; a direct pull imports them with that
+	TaskImporting Task = "importing"  // layers are imported from a containers-storage
 	TaskBootImage Task = "boot-image" // EROFS images are built
 )
 
@@ -29,10 +29,11 @@ const (
 type Event struct {
 	Task  Task
 	State State
-	// Layer is the digest of the layer's blob; empty for the task itself.
+	// Layer is the digest of the layer's blob, or with TaskImporting its
+	// diff_id; empty for the task itself.
 	Layer string
 	// Bytes of Total are done, of which Cached were there before. Of
-	// TaskPulling they are bytes of compressed layers. 0 of 0 when a task
-	// does not count bytes.
+	// TaskPulling they are bytes of compressed layers, of TaskImporting those
+	// of uncompressed ones. 0 of 0 when a task does not count bytes.
 	Bytes, Total, Cached int64
 }

@@ -100,19 +100,19 @@ func (p *pull) buildPlain(ctx context.Context, root *tree.Node) error {
 	if err := oci.Transform(root, oci.AllowlistOnly); err != nil {
 		return fmt.Errorf("image %s: %w", p.Reference, err)
 	}
-	return p.build(ctx, root, false, oci.AllowlistOnly, p.repo.Versions())
+	return p.build(ctx, root, false)
 }
 
 func (p *pull) buildBoot(ctx context.Context, root *tree.Node) error {
 	if err := oci.TransformBoot(root, oci.Contents{Repo: p.repo}); err != nil {
 		return atStage(StageBootEntries, fmt.Errorf("image %s: %w", p.Reference, err))
 	}
-	return atStage(StageBootImage, p.build(ctx, root, true, oci.AllowlistOnly, p.repo.Versions()))
+	return atStage(StageBootImage, p.build(ctx, root, true))
 }
 
-// build stores a tree as an EROFS image in each of the formats.
-func (p *pull) build(ctx context.Context, root *tree.Node, isBoot bool, mode oci.XattrMode, versions []erofs.Version) error {
-	for _, v := range versions {
+// build stores a tree as an EROFS image in each of the repository's formats.
+func (p *pull) build(ctx context.Context, root *tree.Node, isBoot bool) error {
+	for _, v := range p.repo.Versions() {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -120,7 +120,7 @@ func (p *pull) build(ctx context.Context, root *tree.Node, isBoot bool, mode oci
 		if err != nil {
 			return err
 		}
-		p.image.Images[oci.ImageKey(isBoot, v, mode)] = id
+		p.image.Images[oci.ImageKey(isBoot, v, oci.AllowlistOnly)] = id
 	}
 	return nil
 }
@@ -182,17 +182,11 @@ func DescribeEntries(ctx context.Context, entries []boot.Entry, content boot.Con
 	return out, nil
 }
 
-// bootVariant is one way to build a boot image of an image.
-type bootVariant struct {
-	mode    oci.XattrMode
-	version erofs.Version
-}
-
 // bootVariants are the ways a unified kernel image may have been sealed, the
 // usual first.
-var bootVariants = []bootVariant{
-	{oci.AllowlistOnly, erofs.V1}, {oci.AllowlistOnly, erofs.V2},
-	{oci.KeepUser, erofs.V1}, {oci.KeepUser, erofs.V2},
+var bootVariants = []oci.Variant{
+	{Boot: true, Mode: oci.AllowlistOnly, Version: erofs.V1}, {Boot: true, Mode: oci.AllowlistOnly, Version: erofs.V2},
+	{Boot: true, Mode: oci.KeepUser, Version: erofs.V1}, {Boot: true, Mode: oci.KeepUser, Version: erofs.V2},
 }
 
 // checkUKIs makes sure that each unified kernel image boots this image. One
@@ -234,46 +228,44 @@ func (p *pull) checkUKIs(ctx context.Context, entries []boot.Entry) error {
 func (p *pull) bootCandidates() []boot.Candidate {
 	var candidates []boot.Candidate
 	for _, v := range bootVariants {
-		if id, ok := p.image.Images[oci.ImageKey(true, v.version, v.mode)]; ok {
-			candidates = append(candidates, v.candidate(id))
+		if id, ok := p.image.Images[v.Key()]; ok {
+			candidates = append(candidates, candidate(v, id))
 		}
 	}
 	return candidates
 }
 
-func (v bootVariant) candidate(id fsverity.Digest) boot.Candidate {
-	return boot.Candidate{Mode: v.mode.String(), Version: v.version, ID: id}
+func candidate(v oci.Variant, id fsverity.Digest) boot.Candidate {
+	return boot.Candidate{Mode: v.Mode.String(), Version: v.Version, ID: id}
 }
 
-// bootTree merges the layers anew and transforms them for a boot image.
-func (p *pull) bootTree(ctx context.Context, mode oci.XattrMode) (*tree.Node, error) {
-	root, err := p.mergeLayers(ctx)
-	if err != nil {
-		return nil, err
+// rebuild merges the layers anew: the transforms work in place.
+func (p *pull) rebuild() *oci.Rebuild {
+	var layers []fsverity.Digest
+	for _, diffID := range p.config.DiffIDs {
+		layers = append(layers, p.image.Layers[diffID])
 	}
-	if err := oci.Transform(root, mode); err != nil {
-		return nil, err
+	return oci.NewRebuild(p.repo, layers, p.Limits)
+}
+
+// rebuildError names the image's layer that an error of a rebuild is about.
+func (p *pull) rebuildError(err error) error {
+	if layer, ok := errors.AsType[*oci.LayerError](err); ok {
+		return p.layerError(layer.Index, layer.Err)
 	}
-	return root, oci.TransformBoot(root, oci.Contents{Repo: p.repo})
+	return err
 }
 
 // allCandidates computes the ids of all variants of the boot image.
 func (p *pull) allCandidates(ctx context.Context) ([]boot.Candidate, error) {
 	var candidates []boot.Candidate
-	trees := map[oci.XattrMode]*tree.Node{}
+	rebuild := p.rebuild()
 	for _, v := range bootVariants {
-		if trees[v.mode] == nil {
-			root, err := p.bootTree(ctx, v.mode)
-			if err != nil {
-				return nil, err
-			}
-			trees[v.mode] = root
-		}
-		id, err := oci.ComputeImage(trees[v.mode], v.version, p.repo.Algorithm())
+		id, err := rebuild.Compute(ctx, v)
 		if err != nil {
-			return nil, err
+			return nil, p.rebuildError(err)
 		}
-		candidates = append(candidates, v.candidate(id))
+		candidates = append(candidates, candidate(v, id))
 	}
 	return candidates, nil
 }
@@ -282,14 +274,14 @@ func (p *pull) allCandidates(ctx context.Context) ([]boot.Candidate, error) {
 // image was sealed for.
 func (p *pull) storeVariant(ctx context.Context, match boot.Candidate) error {
 	for _, v := range bootVariants {
-		if v.candidate(match.ID) != match {
+		if candidate(v, match.ID) != match {
 			continue
 		}
-		root, err := p.bootTree(ctx, v.mode)
+		id, err := p.rebuild().Build(ctx, v)
 		if err != nil {
-			return err
+			return p.rebuildError(err)
 		}
-		return p.build(ctx, root, true, v.mode, []erofs.Version{v.version})
+		p.image.Images[v.Key()] = id
 	}
 	return nil
 }

@@ -7,25 +7,16 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"math"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
 	"github.com/cfs-pull/cfs-pull/fsverity"
-	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
+	"github.com/cfs-pull/cfs-pull/internal/freespace"
 )
-
-// layerRetries is how often a layer whose transfer broke is fetched again; each
-// request has been retried by then.
-const layerRetries = 2
 
 // layer is one distinct layer of the image, lowest position first.
 type layer struct {
@@ -49,7 +40,7 @@ func (p *pull) importLayers(ctx context.Context) (root *tree.Node, err error) {
 			missing = append(missing, l)
 		}
 	}
-	p.imported = missing
+	p.imported = append(p.imported, missing...)
 	p.result.Stats.Layers = len(layers)
 	p.result.Stats.LayersPresent = len(layers) - len(missing)
 	p.Log.Info("looked for layers", "of image", len(layers), "missing", len(missing))
@@ -58,11 +49,13 @@ func (p *pull) importLayers(ctx context.Context) (root *tree.Node, err error) {
 		return nil, err
 	}
 	if len(missing) == 0 && p.imagesKnown(layers) {
-		p.events.task(TaskPulling, Done)
+		p.events.task(p.source.task(), Done)
 		return nil, nil
 	}
 
-	importer := oci.NewImporter(p.repo, oci.ImporterOptions{Limits: p.Limits, Workers: p.Jobs})
+	importer := oci.NewImporter(p.repo, oci.ImporterOptions{
+		Limits: p.Limits, Workers: p.Jobs, Methods: p.methods, SkipDiffID: p.SkipDiffID,
+	})
 	root, err = p.importAndMerge(ctx, importer, layers, missing)
 	importer.Close()
 	p.addStats(importer)
@@ -72,7 +65,7 @@ func (p *pull) importLayers(ctx context.Context) (root *tree.Node, err error) {
 	for _, l := range layers {
 		p.image.Layers[l.diffID] = l.id
 	}
-	p.events.task(TaskPulling, Done)
+	p.events.task(p.source.task(), Done)
 	return root, nil
 }
 
@@ -111,17 +104,17 @@ func (p *pull) findLayers(ctx context.Context) ([]*layer, error) {
 func (p *pull) announce(layers []*layer) {
 	var total, cached int64
 	for _, l := range layers {
-		size := p.manifest.Layers[l.index].Size
+		_, size := p.source.layer(l.index)
 		total += size
 		if l.cached {
 			cached += size
 		}
 	}
-	p.events.start(TaskPulling, total, cached)
+	task := p.source.task()
+	p.events.start(task, total, cached)
 	for _, l := range layers {
-		d := p.manifest.Layers[l.index]
-		if l.cached {
-			p.events.layer(Event{Task: TaskPulling, State: Skipped, Layer: d.Digest, Bytes: d.Size, Total: d.Size, Cached: d.Size})
+		if id, size := p.source.layer(l.index); l.cached {
+			p.events.layer(Event{Task: task, State: Skipped, Layer: id, Bytes: size, Total: size, Cached: size})
 		}
 	}
 }
@@ -151,7 +144,9 @@ func (p *pull) importAndMerge(ctx context.Context, importer *oci.Importer, layer
 	})
 	order := slices.Clone(missing)
 	slices.SortStableFunc(order, func(a, b *layer) int {
-		return cmp.Compare(p.manifest.Layers[b.index].Size, p.manifest.Layers[a.index].Size)
+		_, sizeA := p.source.layer(a.index)
+		_, sizeB := p.source.layer(b.index)
+		return cmp.Compare(sizeB, sizeA)
 	})
 	queue := make(chan *layer, len(order))
 	for _, l := range order {
@@ -177,33 +172,27 @@ func (p *pull) importAndMerge(ctx context.Context, importer *oci.Importer, layer
 	return merger.Root(), nil
 }
 
-// importLayer imports one layer, again from its beginning when the transfer
-// broke and fetch could not go on with it.
-func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer) (err error) {
-	d := p.manifest.Layers[l.index]
-	p.events.layer(Event{Task: TaskPulling, State: Started, Layer: d.Digest, Total: d.Size})
-	open := func(ctx context.Context) (io.ReadCloser, error) {
-		blob, err := p.source.Layer(ctx, l.index)
-		if err != nil {
-			return nil, &transferError{err}
-		}
-		return &progressReader{ReadCloser: blob, report: func(n int) {
-			p.events.advance(TaskPulling, d.Digest, n, d.Size)
-		}}, nil
-	}
-	for try := 0; ; try++ {
-		l.id, err = importer.ImportLayer(ctx, oci.OpenBlob(open, p.Limits), l.diffID)
-		if err == nil {
+// importLayer imports one layer, again from its beginning as long as its source
+// sees a reason to.
+func (p *pull) importLayer(ctx context.Context, importer *oci.Importer, l *layer) error {
+	task := p.source.task()
+	id, size := p.source.layer(l.index)
+	p.events.layer(Event{Task: task, State: Started, Layer: id, Total: size})
+	read := func(n int) { p.events.advance(task, id, n, size) }
+	var errs []error
+	for open := p.source.open(l.index, nil, read); ; {
+		var err error
+		if l.id, err = importer.ImportLayer(ctx, open, l.diffID); err == nil {
 			break
 		}
-		// An archive that ends too early is no broken transfer.
-		if try >= layerRetries || errors.Is(err, oci.ErrMalformed) || !fetch.IsRetryable(err) {
+		errs = append(errs, err)
+		if open = p.source.open(l.index, errs, read); open == nil || ctx.Err() != nil {
 			return err
 		}
-		p.Log.Warn("fetching a layer again", "layer", d.Digest, "error", err)
+		p.Log.Warn("reading a layer again", "layer", id, "error", err)
 	}
 	close(l.done)
-	p.events.layer(Event{Task: TaskPulling, State: Done, Layer: d.Digest, Bytes: d.Size, Total: d.Size})
+	p.events.layer(Event{Task: task, State: Done, Layer: id, Bytes: size, Total: size})
 	return nil
 }
 
@@ -223,34 +212,17 @@ func (p *pull) keepLayers() error {
 }
 
 func (p *pull) addStats(importer *oci.Importer) {
-	s := &p.result.Stats
-	s.Objects.Copied = importer.Stats.ObjectsStored.Load()
-	s.Objects.Present = importer.Stats.ObjectsPresent.Load()
-	s.Bytes.Copied = importer.Stats.BytesStored.Load()
-	s.Bytes.Inlined = importer.Stats.BytesInlined.Load()
+	from, s := &importer.Stats, &p.result.Stats
+	s.Objects.Reflinked += from.ObjectsReflinked.Load()
+	s.Objects.Hardlinked += from.ObjectsHardlinked.Load()
+	s.Objects.Copied += from.ObjectsStored.Load()
+	s.Objects.Present += from.ObjectsPresent.Load()
+	s.Bytes.Reflinked += from.BytesReflinked.Load()
+	s.Bytes.Hardlinked += from.BytesHardlinked.Load()
+	s.Bytes.Copied += from.BytesStored.Load()
+	s.Bytes.Inlined += from.BytesInlined.Load()
 	s.Bytes.Fetched = p.events.fetched()
 }
-
-// progressReader reports the bytes read.
-type progressReader struct {
-	io.ReadCloser
-	report func(n int)
-}
-
-func (r *progressReader) Read(b []byte) (int, error) {
-	n, err := r.ReadCloser.Read(b)
-	if n > 0 {
-		r.report(n)
-	}
-	if err != nil && err != io.EOF {
-		err = &transferError{err}
-	}
-	return n, err
-}
-
-// expansion is the assumed ratio of what a layer takes in the repository to
-// its compressed size.
-const expansion = 2.5
 
 // checkSpace compares the space that missing layers will take with what is
 // free.
@@ -258,31 +230,16 @@ func (p *pull) checkSpace(missing []*layer) error {
 	if len(missing) == 0 || p.SkipSpaceCheck {
 		return nil
 	}
-	var st unix.Statfs_t
 	dir := p.Repo
 	if p.repo == nil { // where it would be made
 		dir = filepath.Dir(dir)
 	}
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("read free space of %s: %w", dir, err)
-	}
-	free, size := st.Bavail*uint64(st.Bsize), st.Blocks*uint64(st.Bsize)
-	reserve := uint64(max(p.MinFree, 0))
-	if p.MinFree < 0 {
-		reserve = min(max(size/100, 512<<20), size/20)
-	}
 	var expected float64
 	for _, l := range missing {
-		d := p.manifest.Layers[l.index]
-		if strings.HasSuffix(d.MediaType, ".tar") {
-			expected += float64(d.Size)
-		} else {
-			expected += float64(d.Size) * expansion
-		}
+		expected += p.source.expected(l.index)
 	}
-	need := uint64(min(expected, math.MaxInt64)) + reserve
-	if need > free {
-		return &SpaceError{Path: p.Repo, Available: free, Required: need, Reserve: reserve}
+	if expected == 0 { // the space is taken already
+		return nil
 	}
-	return nil
+	return freespace.Check(dir, p.Repo, expected, p.MinFree)
 }

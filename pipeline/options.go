@@ -10,6 +10,7 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/cstor"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
@@ -32,6 +33,28 @@ type Options struct {
 	AllowMissingVerity bool
 	Force              bool
 	LockTimeout        time.Duration
+
+	// Store is the containers-storage that Unified brings the image into.
+	Store cstor.Options
+	// Policy says when Unified asks the source of the image.
+	Policy cstor.Policy
+	// StoreName is the image's name in the store; empty means the reference,
+	// or one made of the manifest digest when it is no name.
+	StoreName string
+	// HostStore is the containers-storage that a reference with that transport
+	// leads to; empty means DefaultHostStore.
+	HostStore string
+	// SourceStore says which store Unified looks for such a reference in.
+	SourceStore SourceStore
+	// LocalCopy says how files of a store may become objects.
+	LocalCopy LocalCopy
+	// PolicyRoot is the root directory whose SELinux policy the store is
+	// labelled with; empty means "/". NoLabel leaves labels alone.
+	PolicyRoot string
+	NoLabel    bool
+	// SkipDiffID leaves out that layers are compared with the diff_ids of the
+	// config. It is for measuring what that costs.
+	SkipDiffID bool
 
 	// Tag is written beside localhost/bootc-<manifest digest>, if set.
 	Tag string
@@ -68,12 +91,53 @@ type Options struct {
 	Log    *slog.Logger
 }
 
+// DefaultHostStore is where podman keeps the images of root.
+const DefaultHostStore = cstor.HostGraphRoot
+
+// SourceStore says where a unified pull looks for an image that is named by
+// the transport containers-storage.
+type SourceStore string
+
+// The stores.
+const (
+	SourceAuto  SourceStore = "auto" // both; the newer image wins
+	SourceOwned SourceStore = "owned"
+	SourceHost  SourceStore = "host"
+)
+
+// LocalCopy says how a file of a containers-storage may become an object
+//
+type LocalCopy string
+
+// The ways. A reflink is tried first, except by CopyAlways.
+const (
+	// ZeroCopy is reflinks and, where no SELinux policy is at hand, hard links:
+	// a file has one label, and store and repository need different ones. It
+	// fails where neither is possible.
+	ZeroCopy LocalCopy = "zerocopy"
+	// CopyIfNeeded is ZeroCopy, and copies where that would fail.
+	CopyIfNeeded LocalCopy = "auto"
+	// CopyAlways is for a repository that must not share anything.
+	CopyAlways LocalCopy = "copy"
+	// HardlinkToo is ZeroCopy with hard links also where there is a policy.
+	HardlinkToo LocalCopy = "hardlink"
+)
+
 // DefaultParallelLayers is how many layers are fetched at once.
 const DefaultParallelLayers = 6
 
 func (o Options) withDefaults() Options {
 	if o.ParallelLayers <= 0 {
 		o.ParallelLayers = DefaultParallelLayers
+	}
+	if o.HostStore == "" {
+		o.HostStore = DefaultHostStore
+	}
+	if o.SourceStore == "" {
+		o.SourceStore = SourceAuto
+	}
+	if o.PolicyRoot == "" {
+		o.PolicyRoot = "/"
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -60,10 +60,10 @@ func (p *pull) look(ctx context.Context, further func(context.Context) error) (e
 	if p.repo != nil {
 		defer func() { err = errors.Join(err, p.repo.Close()) }()
 	}
-	if err := p.fetchManifest(ctx); err != nil {
+	if err := p.resolve(ctx); err != nil {
 		return atStage(StageFetch, err)
 	}
-	defer p.source.Close()
+	defer func() { err = errors.Join(err, p.closeSource()) }()
 	tagged, err := p.hasTag(p.image.Tags[0])
 	if err != nil {
 		return atStage(StageOpen, err)

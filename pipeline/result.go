@@ -38,8 +38,12 @@ type Result struct {
 	// Tagged is whether the tags are in the repository.
 	Tagged bool `json:"tagged"`
 	// Bootable is whether the image has a boot image and boot entries.
-	Bootable    bool        `json:"bootable"`
-	Repository  Repository  `json:"repository"`
+	Bootable   bool       `json:"bootable"`
+	Repository Repository `json:"repository"`
+	// Storage is set by a unified pull.
+	Storage *Storage `json:"storage,omitempty"`
+	// Upgraded is set when the repository was one of an older release.
+	Upgraded    *Upgrade    `json:"upgraded,omitempty"`
 	Image       *BuiltImage `json:"image,omitempty"`
 	BootImage   *BuiltImage `json:"bootImage,omitempty"`
 	BootEntries []BootEntry `json:"bootEntries"`
@@ -87,6 +91,16 @@ type Repository struct {
 	Path           string `json:"path"`
 	Algorithm      string `json:"algorithm"`
 	VerityRequired bool   `json:"verityRequired"`
+}
+
+// Storage describes the containers-storage of a unified pull, and the image in
+// it.
+type Storage struct {
+	Root    string   `json:"root"`
+	ImageID string   `json:"imageID"`
+	Names   []string `json:"names"`
+	// Labeled is whether the files have the SELinux labels of the policy.
+	Labeled bool `json:"labeled"`
 }
 
 // BuiltImage is an EROFS image in the repository's default format and, where

@@ -11,7 +11,7 @@ type eventSink struct {
 	send    func(Event)
 	current map[Task]Event
 	layers  map[string]int64 // bytes done of layers under way
-	bytes   int64            // bytes fetched
+	bytes   int64            // of TaskPulling, those of layers fetched again too
 }
 
 func newEventSink(send func(Event)) *eventSink {
@@ -55,7 +55,9 @@ func (s *eventSink) layer(e Event) {
 func (s *eventSink) advance(task Task, layer string, n int, total int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bytes += int64(n)
+	if task == TaskPulling {
+		s.bytes += int64(n)
+	}
 	e := s.current[task]
 	step := min(int64(n), max(total-s.layers[layer], 0))
 	s.layers[layer] += step

@@ -13,9 +13,11 @@ import (
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
+	"github.com/cfs-pull/cfs-pull/composefs/bootc"
 	"github.com/cfs-pull/cfs-pull/composefs/mount"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/composefs/tree"
+	"github.com/cfs-pull/cfs-pull/cstor"
 	"github.com/cfs-pull/cfs-pull/erofs"
 	"github.com/cfs-pull/cfs-pull/pipeline"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
@@ -25,6 +27,7 @@ import (
 const (
 	exitOther     = 1
 	exitNotFound  = 2
+	exitZeroCopy  = 3
 	exitAuth      = 4
 	exitSpace     = 5
 	exitVerity    = 6
@@ -41,6 +44,7 @@ EXIT STATUS
     0    done, or there was nothing to do
     1    other failure, for instance a malformed image
     2    image, manifest or file in an image not found
+    3    files of the store cannot be shared with the repository (zero-copy)
     4    authentication or authorisation refused
     5    not enough space
     6    fs-verity is required but not available
@@ -82,10 +86,16 @@ func classify(err error) failure {
 		return failure{exitNotFound, "not-found", ""}
 	case is[*fetch.NotFoundError](err):
 		return failure{exitNotFound, "not-found", ""}
+	case errors.Is(err, oci.ErrSameRepository):
+		return failure{exitUsage, "same-repository", "\"cfs-pull tag\" gives an image another name"}
 	case is[*fetch.AuthError](err):
 		return failure{exitAuth, "authentication", "name a credential file with --authfile, or use --creds"}
 	case is[*fetch.PolicyError](err):
 		return failure{exitPolicy, "signature-policy", "another policy can be named with --signature-policy"}
+	case is[*composefs.NotSharedError](err):
+		return failure{exitZeroCopy, "zero-copy", "put store and repository on one file system with reflinks (btrfs, xfs), or allow copies with --local-copy=auto; --local-copy=hardlink allows hard links"}
+	case is[*cstor.UnusableLayerError](err):
+		return failure{exitZeroCopy, "zero-copy", "fetch the layer itself with --local-copy=auto, or pull with --direct"}
 	case is[*pipeline.SpaceError](err):
 		return failure{exitSpace, "space", ""} // it says what would help
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
@@ -99,8 +109,20 @@ func classify(err error) failure {
 		return failure{exitUsage, "kernel", refused.Remedy}
 	case errors.Is(err, composefs.ErrVerityUnavailable):
 		return failure{exitVerity, "fs-verity", "--allow-missing-verity creates a repository that does not require fs-verity"}
+	case is[*pipeline.KeepError](err):
+		return failure{exitUsage, "nothing-to-keep", ""}
+	case is[*composefs.DanglingError](err):
+		return failure{exitIntegrity, "dangling", "they can be removed with --drop-dangling, if nothing is to be kept by them"}
+	case errors.Is(err, bootc.ErrState):
+		return failure{exitOther, "deployments", ""}
+	case errors.Is(err, composefs.ErrUndecided):
+		return failure{exitIntegrity, "undecided", "pull the image again, or remove its tag; \"cfs-pull fsck\" says what is wrong"}
+	case is[*labelError](err):
+		return failure{exitOther, "labels", "\"cfs-pull label --force\" sets them"}
+	case is[*garbageError](err):
+		return failure{exitOther, "garbage", ""}
 	case is[*fetch.IntegrityError](err), errors.Is(err, oci.ErrIntegrity), errors.Is(err, composefs.ErrIntegrity),
-		is[*boot.MismatchError](err):
+		errors.Is(err, composefs.ErrChanged), is[*cstor.IntegrityError](err), is[*boot.MismatchError](err), is[*damageError](err):
 		return failure{exitIntegrity, "integrity", ""}
 	case errors.Is(err, composefs.ErrLocked):
 		return failure{exitLocked, "locked", "--lock-timeout says how long to wait"}
@@ -136,7 +158,11 @@ func classifyOpen(err error) failure {
 		return failure{exitUsage, "different-settings", "settings of a repository cannot be changed; leave the options out, or use another directory"}
 	case errors.Is(err, composefs.ErrReadOnly):
 		return failure{exitUsage, "read-only", ""}
-	case errors.Is(err, composefs.ErrOldFormat), errors.Is(err, composefs.ErrMeta):
+	case errors.Is(err, composefs.ErrOldFormat):
+		return failure{exitUsage, "old-format", "commands that write to the repository upgrade it, for instance a pull or \"cfs-pull gc\""}
+	case errors.Is(err, composefs.ErrMixedVerity):
+		return failure{exitUsage, "mixed-verity", "--allow-missing-verity makes it one that does not require fs-verity"}
+	case errors.Is(err, composefs.ErrMeta):
 		return failure{exitUsage, "unusable-repository", ""}
 	}
 	return failure{exitUsage, "environment", ""}

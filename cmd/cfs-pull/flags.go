@@ -5,7 +5,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -146,3 +148,39 @@ func (o *optionalBool) String() string {
 	}
 	return strconv.FormatBool(*o.value)
 }
+
+// choice is a flag that is one of some words.
+type choice[T any] struct {
+	word  string
+	value T
+	words map[string]T
+}
+
+func newChoice[T any](word string, words map[string]T) choice[T] {
+	return choice[T]{word: word, value: words[word], words: words}
+}
+
+// sameWords is for a choice of values that are the words.
+func sameWords[T ~string](values ...T) map[string]T {
+	words := map[string]T{}
+	for _, v := range values {
+		words[string(v)] = v
+	}
+	return words
+}
+
+// Set implements pflag.Value.
+func (c *choice[T]) Set(s string) error {
+	value, ok := c.words[s]
+	if !ok {
+		return fmt.Errorf("want one of %s", strings.Join(slices.Sorted(maps.Keys(c.words)), ", "))
+	}
+	c.word, c.value = s, value
+	return nil
+}
+
+// Type implements pflag.Value.
+func (*choice[T]) Type() string { return "word" }
+
+// String implements pflag.Value.
+func (c *choice[T]) String() string { return c.word }

@@ -12,14 +12,19 @@ import (
 	"strings"
 )
 
-// logLevel is the level from which on messages are written: of --log-level,
-// else of CFS_PULL_LOG, else as -v and -q have it.
+// parseLogLevel is the level from which on messages are written.
 func (o *pullOptions) parseLogLevel() (slog.Level, error) {
+	return logLevel(o.logLevel, o.verbose, o.quiet)
+}
+
+// logLevel is the level that --log-level names, else CFS_PULL_LOG, else that
+// which -v and -q stand for.
+func logLevel(name string, verbose, quiet bool) (slog.Level, error) {
 	levels := map[string]slog.Level{
 		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
 	}
 	for _, from := range []struct{ where, name string }{
-		{"--log-level", o.logLevel}, {"CFS_PULL_LOG", os.Getenv("CFS_PULL_LOG")},
+		{"--log-level", name}, {"CFS_PULL_LOG", os.Getenv("CFS_PULL_LOG")},
 	} {
 		if from.name == "" {
 			continue
@@ -31,9 +36,9 @@ func (o *pullOptions) parseLogLevel() (slog.Level, error) {
 		return level, nil
 	}
 	switch {
-	case o.verbose:
+	case verbose:
 		return slog.LevelInfo, nil
-	case o.quiet:
+	case quiet:
 		return slog.LevelError, nil
 	}
 	return slog.LevelWarn, nil

@@ -16,9 +16,14 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/cstor"
 )
 
 func main() {
+	if cstor.Reexec() {
+		return
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -93,9 +98,24 @@ func newRootCommand() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
 	})
-	cmd.AddCommand(newInitCommand(), newVersionCommand())
-	cmd.AddCommand(newImagesCommand(), newInspectCommand(), newStatusCommand(), newTagCommand(), newUntagCommand())
-	cmd.AddCommand(newLsCommand(), newCatCommand(), newDumpCommand(), newComputeIDCommand())
-	cmd.AddCommand(newMountCommand(), newUmountCommand())
+	cmd.AddCommand(
+		newCatCommand(),
+		newComputeIDCommand(),
+		newCopyCommand(),
+		newDumpCommand(),
+		newFsckCommand(),
+		newGCCommand(),
+		newImagesCommand(),
+		newInitCommand(),
+		newInspectCommand(),
+		newLabelCommand(),
+		newLsCommand(),
+		newMountCommand(),
+		newStatusCommand(),
+		newTagCommand(),
+		newUmountCommand(),
+		newUntagCommand(),
+		newVersionCommand(),
+	)
 	return cmd
 }

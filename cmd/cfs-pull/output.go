@@ -87,6 +87,9 @@ func writeTable(out io.Writer, r *pipeline.Result) error {
 	row("Index", r.IndexDigest)
 	row("Manifest", r.ManifestDigest.String())
 	row("Tag", r.Tag)
+	if r.Storage != nil {
+		row("Store", r.Storage.Root+" "+strings.Join(r.Storage.Names, " "))
+	}
 	if r.Image != nil {
 		row("Image ID", r.Image.ID.String())
 	}
@@ -110,6 +113,7 @@ func writeTable(out io.Writer, r *pipeline.Result) error {
 			}
 		}
 	}
+	row("Upgraded", describeUpgrade(r.Upgraded))
 	for _, file := range r.ExportedFiles {
 		row("Exported", file)
 	}
@@ -134,6 +138,20 @@ func describeEntries(entries []pipeline.BootEntry) string {
 	return fmt.Sprintf("%d (%s)", len(entries), strings.Join(names, "; "))
 }
 
+func describeUpgrade(u *pipeline.Upgrade) string {
+	if u == nil {
+		return ""
+	}
+	var parts []string
+	if u.Metadata {
+		parts = append(parts, "wrote meta.json")
+	}
+	if u.Images > 0 {
+		parts = append(parts, fmt.Sprintf("built EROFS images for %d images", u.Images))
+	}
+	return "repository of an older release: " + strings.Join(parts, ", ")
+}
+
 func describePlan(p *pipeline.Plan) string {
 	fetch := 0
 	for _, layer := range p.Layers {
@@ -146,7 +164,21 @@ func describePlan(p *pipeline.Plan) string {
 }
 
 func describeStorage(s *pipeline.Stats) string {
-	return fmt.Sprintf("%d objects, %s copied; %s inline; already present: %d objects, %d/%d layers",
-		s.Objects.Copied, formatBytes(s.Bytes.Copied), formatBytes(s.Bytes.Inlined),
-		s.Objects.Present, s.LayersPresent, s.Layers)
+	var parts []string
+	for _, kind := range []struct {
+		name           string
+		objects, bytes int64
+		always         bool
+	}{
+		{"reflinked", s.Objects.Reflinked, s.Bytes.Reflinked, false},
+		{"hard-linked", s.Objects.Hardlinked, s.Bytes.Hardlinked, false},
+		{"copied", s.Objects.Copied, s.Bytes.Copied, true},
+	} {
+		if kind.always || kind.objects > 0 {
+			parts = append(parts, fmt.Sprintf("%d objects, %s %s", kind.objects, formatBytes(kind.bytes), kind.name))
+		}
+	}
+	parts = append(parts, formatBytes(s.Bytes.Inlined)+" inline",
+		fmt.Sprintf("already present: %d objects, %d/%d layers", s.Objects.Present, s.LayersPresent, s.Layers))
+	return strings.Join(parts, "; ")
 }

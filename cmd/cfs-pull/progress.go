@@ -94,7 +94,7 @@ func shortDigest(d string) string {
 
 var taskText = map[pipeline.Task]string{
 	pipeline.TaskPulling:   "Pulling layers",
-	pipeline.TaskImporting: "Merging layers",
+	pipeline.TaskImporting: "Importing layers",
 	pipeline.TaskBootImage: "Building images",
 }
 

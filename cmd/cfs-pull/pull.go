@@ -20,13 +20,14 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/cstor"
 	"github.com/cfs-pull/cfs-pull/pipeline"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
 
 // pullOptions are the flags of a pull.
 type pullOptions struct {
-	direct, check, dryRun bool
+	direct, unified, check, dryRun bool
 
 	sysroot, root, repo string
 	init                bool
@@ -34,6 +35,15 @@ type pullOptions struct {
 	allowMissingVerity  bool
 	force               bool
 	lockTimeout         time.Duration
+
+	storage, runRoot, name  string
+	policy                  choice[cstor.Policy]
+	localCopy               choice[pipeline.LocalCopy]
+	allowCopy               bool
+	sourceStore             choice[pipeline.SourceStore]
+	sourceStorage           string
+	selinuxPolicyRoot       string
+	noLabel, noVerifyDiffID bool
 
 	transport           string
 	authfile, creds     string
@@ -67,7 +77,14 @@ type pullOptions struct {
 }
 
 func newPullCommand() *cobra.Command {
-	o := pullOptions{minFree: -1}
+	o := pullOptions{
+		minFree: -1,
+		policy: newChoice("always", map[string]cstor.Policy{
+			"always": cstor.PolicyAlways, "missing": cstor.PolicyMissing, "newer": cstor.PolicyNewer, "never": cstor.PolicyNever,
+		}),
+		localCopy:   newChoice("zerocopy", sameWords(pipeline.ZeroCopy, pipeline.CopyIfNeeded, pipeline.CopyAlways, pipeline.HardlinkToo)),
+		sourceStore: newChoice("auto", sameWords(pipeline.SourceAuto, pipeline.SourceOwned, pipeline.SourceHost)),
+	}
 	cmd := &cobra.Command{
 		Use:   "cfs-pull [options] REF",
 		Short: "Pull a bootable OCI image into a composefs repository",
@@ -75,20 +92,25 @@ func newPullCommand() *cobra.Command {
 config, the tag localhost/bootc-<manifest digest>, the EROFS images and the boot
 entries.
 
+With --unified the image is first brought into a containers-storage of the system,
+from which podman runs it, and is imported from there without copying: its files
+share their space on disk (reflinks, or hard links where there are none).
+
 REF is a name in a registry (NAME[:TAG][@DIGEST] or docker://NAME), oci:DIR[:TAG],
-oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] or dir:DIR. With --transport
-it is what follows the transport.
+oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], dir:DIR or
+containers-storage:NAME. With --transport it is what follows the transport.
 
 The result is written to stdout, everything else to stderr.
 ` + exitHelp,
 		Example: `    cfs-pull --direct quay.io/example/os:latest
+    cfs-pull --unified quay.io/example/os:latest
     cfs-pull --direct --check quay.io/example/os:latest
     cfs-pull --direct --init --allow-missing-verity --repo ./repo oci:./layout:latest`,
 		Args:                  usageArgs(1, "one image reference"),
 		DisableFlagsInUseLine: true,
 		RunE:                  func(cmd *cobra.Command, args []string) error { return runPull(cmd, &o, args[0]) },
 	}
-	setFlags(cmd, o.modeFlags(), o.repositoryFlags(), o.imageFlags(), o.registryFlags(),
+	setFlags(cmd, o.modeFlags(), o.repositoryFlags(), o.storageFlags(), o.imageFlags(), o.registryFlags(),
 		o.policyFlags(), o.bootFlags(), o.resourceFlags(), o.outputFlags())
 	return cmd
 }
@@ -96,7 +118,8 @@ The result is written to stdout, everything else to stderr.
 func (o *pullOptions) modeFlags() flagGroup {
 	g := newFlagGroup("MODE")
 	f := g.flags
-	f.BoolVar(&o.direct, "direct", false, "pull straight into the composefs repository (the default)")
+	f.BoolVar(&o.direct, "direct", false, "pull straight into the composefs repository (the default, unless composefs/bootc/cfs-pull.json below --sysroot says otherwise)")
+	f.BoolVar(&o.unified, "unified", false, "pull into a containers-storage of the system first, and import the image from there without copying")
 	f.BoolVar(&o.check, "check", false, "only say whether the image is another one than the repository has; fetch the manifest, write nothing, and exit with 0 in both cases")
 	f.BoolVar(&o.dryRun, "dry-run", false, "only say which layers would be fetched; write nothing")
 	return g
@@ -117,10 +140,27 @@ func (o *pullOptions) repositoryFlags() flagGroup {
 	return g
 }
 
+func (o *pullOptions) storageFlags() flagGroup {
+	g := newFlagGroup("CONTAINERS-STORAGE")
+	f := g.flags
+	f.StringVar(&o.storage, "storage", "", "`DIR` directory of the store (default: composefs/bootc/storage below --sysroot or --root)")
+	f.StringVar(&o.runRoot, "run-root", cstor.DefaultRunRoot, "`DIR` directory for what the store may lose at a reboot")
+	f.StringVar(&o.name, "name", "", "`NAME` name of the image in the store (default: REF, if it is a name)")
+	f.Var(&o.policy, "policy", "`WHEN` when to ask where REF is: always, missing, newer or never")
+	f.Var(&o.localCopy, "local-copy", "`HOW` how files of a store get into the repository: zerocopy, auto (copy where that is impossible), copy, or hardlink (also where SELinux is in use)")
+	f.BoolVar(&o.allowCopy, "allow-copy", false, "the same as --local-copy auto")
+	f.Var(&o.sourceStore, "source-store", "`STORE` where --unified looks for containers-storage:NAME: owned (--storage), host (--source-storage) or auto (the newer of both)")
+	f.StringVar(&o.sourceStorage, "source-storage", pipeline.DefaultHostStore, "`DIR` store of the host, which containers-storage:NAME is in")
+	f.StringVar(&o.selinuxPolicyRoot, "selinux-policy-root", "", "`DIR` root directory with the SELinux policy for the store's files (default: --root, else /)")
+	f.BoolVar(&o.noLabel, "no-label", false, "give the store's files no SELinux labels")
+	f.BoolVar(&o.noVerifyDiffID, "no-verify-diffid", false, "do not compare layers with the digests in the config; for measuring only: whoever can write to the store decides then what is booted")
+	return g
+}
+
 func (o *pullOptions) imageFlags() flagGroup {
 	g := newFlagGroup("IMAGE")
 	f := g.flags
-	f.StringVar(&o.transport, "transport", "", "`NAME` registry, oci, oci-archive, docker-archive or dir; REF has no prefix then")
+	f.StringVar(&o.transport, "transport", "", "`NAME` registry, oci, oci-archive, docker-archive, dir or containers-storage; REF has no prefix then")
 	f.StringVar(&o.os, "os", "", "`OS` operating system to choose from an index (default: this machine's)")
 	f.StringVar(&o.arch, "arch", "", "`ARCH` architecture to choose from an index (default: this machine's)")
 	f.StringVar(&o.variant, "variant", "", "`VARIANT` architecture variant to choose from an index (default: this machine's)")
@@ -193,7 +233,7 @@ func (o *pullOptions) outputFlags() flagGroup {
 // validate refuses options that make no sense, also together.
 func (o *pullOptions) validate(f *pflag.FlagSet) error {
 	for _, names := range [][]string{
-		{"check", "dry-run"}, {"sysroot", "root"},
+		{"check", "dry-run"}, {"sysroot", "root"}, {"direct", "unified"}, {"local-copy", "allow-copy"},
 		{"creds", "no-creds", "authfile"}, {"no-boot", "allow-no-boot"}, {"no-boot", "export-boot"},
 		{"signature-policy", "insecure-policy"}, {"require-signed", "insecure-policy"}, {"quiet", "verbose"},
 	} {
@@ -249,6 +289,9 @@ func runPull(cmd *cobra.Command, o *pullOptions, ref string) error {
 		defer cancel()
 	}
 	do := pipeline.Direct
+	if o.unified {
+		do = pipeline.Unified
+	}
 	switch {
 	case o.check:
 		do = pipeline.Check
@@ -276,6 +319,7 @@ func (o *pullOptions) prepare(f *pflag.FlagSet, ref string, to *console) (pipeli
 	// What can be known to fail in the end is better refused now.
 	for option, dir := range map[string]string{
 		"export-boot": o.exportBoot, "tmpdir": o.tmpdir, "cert-dir": o.certDir, "root": o.root,
+		"selinux-policy-root": o.selinuxPolicyRoot,
 	} {
 		if err := isDirectory(dir); dir != "" && err != nil {
 			return pipeline.Options{}, nil, usagef("--%s: %w", option, err)
@@ -290,11 +334,33 @@ func (o *pullOptions) prepare(f *pflag.FlagSet, ref string, to *console) (pipeli
 	if err != nil {
 		return pipeline.Options{}, nil, err
 	}
+	if err := o.chooseMode(); err != nil {
+		return pipeline.Options{}, nil, err
+	}
 	options, err := o.pipelineOptions(ref, slog.New(&logHandler{out: to, level: level}))
 	if err == nil && !f.Changed("erofs") {
 		options.Formats = composefs.FormatConfig{} // no wish
 	}
+	if !o.unified && !f.Changed("local-copy") && !o.allowCopy {
+		options.LocalCopy = pipeline.CopyIfNeeded // R-087
+	}
 	return options, show, err
+}
+
+// physicalRoot is the directory that repository and store are below.
+func (o *pullOptions) physicalRoot() string { return cmp.Or(o.root, o.sysroot) }
+
+// chooseMode sets unified where only the system says so.
+func (o *pullOptions) chooseMode() error {
+	if o.direct || o.unified {
+		return nil
+	}
+	mode, err := pipeline.DefaultMode(o.physicalRoot())
+	if err != nil {
+		return &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
+	}
+	o.unified = mode == pipeline.ModeUnified
+	return nil
 }
 
 // interruptedError is what a pull returns after its context ended.
@@ -329,17 +395,19 @@ func (o *pullOptions) pipelineOptions(ref string, log *slog.Logger) (pipeline.Op
 	if err != nil {
 		return pipeline.Options{}, err
 	}
-	sysroot := o.sysroot
-	if o.root != "" {
-		sysroot = o.root
-	}
-	repo := o.repo
-	if repo == "" {
-		repo = filepath.Join(sysroot, "composefs")
+	localCopy := o.localCopy.value
+	if o.allowCopy {
+		localCopy = pipeline.CopyIfNeeded
 	}
 	return pipeline.Options{
 		Reference: ref, Fetch: f,
-		Repo: repo, Init: o.init || o.root != "", Formats: formats,
+		Store: cstor.Options{
+			Sysroot: o.physicalRoot(), GraphRoot: o.storage, RunRoot: o.runRoot, LockTimeout: lockTimeout, Log: log,
+		},
+		Policy: o.policy.value, StoreName: o.name, LocalCopy: localCopy,
+		SourceStore: o.sourceStore.value, HostStore: o.sourceStorage,
+		PolicyRoot: cmp.Or(o.selinuxPolicyRoot, o.root), NoLabel: o.noLabel, SkipDiffID: o.noVerifyDiffID,
+		Repo: cmp.Or(o.repo, filepath.Join(o.physicalRoot(), "composefs")), Init: o.init || o.root != "", Formats: formats,
 		AllowMissingVerity: o.allowMissingVerity, Force: o.force, LockTimeout: lockTimeout,
 		Tag: o.tag, UntagOnError: o.untagOnError,
 		NoBoot: o.noBoot, AllowNoBoot: o.allowNoBoot, ExportBoot: o.exportBoot, KargStyle: kargStyle,

@@ -49,10 +49,12 @@ func (o *repoOptions) openOptions(readOnly bool) (composefs.OpenOptions, error) 
 	}
 	return composefs.OpenOptions{
 		AllowMissingVerity: o.allowMissingVerity, Force: o.force, LockTimeout: timeout, ReadOnly: readOnly,
+		Upgrade: !readOnly,
 	}, nil
 }
 
-// open opens the repository. Its errors are classified like those of a pull
+// open opens the repository. One of an older release is upgraded unless it is
+// only to be read. Its errors are classified like those of a pull
 // that could not open it.
 func (o *repoOptions) open(ctx context.Context, readOnly bool) (*composefs.Repo, error) {
 	options, err := o.openOptions(readOnly)

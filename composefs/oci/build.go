@@ -16,10 +16,23 @@ import (
 
 // BuildImage writes a tree as an EROFS image and stores it, unlinked. The
 // image is hashed while it is written; it is not held in memory.
-func BuildImage(repo *composefs.Repo, root *tree.Node, v erofs.Version) (id fsverity.Digest, err error) {
-	temp, err := repo.CreateTemp()
+func BuildImage(repo *composefs.Repo, root *tree.Node, v erofs.Version) (fsverity.Digest, error) {
+	temp, id, err := writeImage(repo, root, v)
 	if err != nil {
 		return fsverity.Digest{}, err
+	}
+	if _, err := repo.Commit(temp, id); err != nil {
+		return fsverity.Digest{}, fmt.Errorf("store EROFS image: %w", err)
+	}
+	return id, nil
+}
+
+// writeImage writes a tree as an EROFS image to a temporary file, which the
+// caller ends, and hashes it.
+func writeImage(repo *composefs.Repo, root *tree.Node, v erofs.Version) (*composefs.Temp, fsverity.Digest, error) {
+	temp, err := repo.CreateTemp()
+	if err != nil {
+		return nil, fsverity.Digest{}, err
 	}
 	hasher := fsverity.NewHasher(repo.Algorithm())
 	w := bufio.NewWriterSize(io.MultiWriter(temp.File(), hasher), 256<<10)
@@ -29,13 +42,9 @@ func BuildImage(repo *composefs.Repo, root *tree.Node, v erofs.Version) (id fsve
 	}
 	if err != nil {
 		temp.Discard()
-		return fsverity.Digest{}, fmt.Errorf("write EROFS image: %w", err)
+		return nil, fsverity.Digest{}, fmt.Errorf("write EROFS image: %w", err)
 	}
-	id = hasher.Sum()
-	if _, err := repo.Commit(temp, id); err != nil {
-		return fsverity.Digest{}, fmt.Errorf("store EROFS image: %w", err)
-	}
-	return id, nil
+	return temp, hasher.Sum(), nil
 }
 
 // ComputeImage is the id that BuildImage would return; nothing is stored.

@@ -161,9 +161,7 @@ func streamID(repo *composefs.Repo, name string) fsverity.Digest {
 // existing passes on a document, or nil when the repository does not have it or
 // has a broken one, which is to be written anew.
 func existing(doc *Document, err error) (*Document, error) {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrIntegrity) || errors.Is(err, composefs.ErrIntegrity) ||
-		errors.Is(err, splitstream.ErrFormat) || errors.Is(err, splitstream.ErrContentType) ||
-		errors.Is(err, ErrMalformed) || errors.Is(err, ErrTooLarge) {
+	if isBroken(err) {
 		return nil, nil
 	}
 	return doc, err

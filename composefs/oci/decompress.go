@@ -71,11 +71,12 @@ func (c *countingReader) Read(p []byte) (int, error) {
 
 // decompressor reads the uncompressed bytes of a layer within its limits.
 type decompressor struct {
-	in     *countingReader
-	out    io.Reader
-	close  func()
-	limits Limits
-	n      int64
+	in          *countingReader
+	out         io.Reader
+	compression Compression
+	close       func()
+	limits      Limits
+	n           int64
 }
 
 // newDecompressor finds out by the first bytes whether a layer is gzip, zstd
@@ -95,14 +96,14 @@ func newDecompressor(blob io.Reader, limits Limits) (*decompressor, error) {
 		if err != nil {
 			return nil, d.malformed("read gzip header", err)
 		}
-		d.out, d.close = z, func() { _ = z.Close() }
+		d.out, d.compression, d.close = z, Gzip, func() { _ = z.Close() }
 	case len(magic) == 4 && isZstd(magic):
 		z, err := zstd.NewReader(buffered, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderMaxMemory(maxWindow))
 		if err != nil {
 			return nil, d.malformed("read zstd header", err)
 		}
-		d.out, d.close = z, z.Close
+		d.out, d.compression, d.close = z, Zstd, z.Close
 	default:
 		d.out = buffered
 	}

@@ -183,3 +183,40 @@ func LayerComplete(repo *composefs.Repo, diffID Digest) (fsverity.Digest, bool, 
 	ok, err := repo.CheckStream(id, splitstream.Layer)
 	return id, ok && err == nil, err
 }
+
+// EachImage calls f for every manifest of a container image in the repository,
+// tagged or not, that can be read together with its config.
+func EachImage(repo *composefs.Repo, f func(manifest Digest, config *Document)) error {
+	names, err := repo.StreamNames()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		text, ok := strings.CutPrefix(name, manifestPrefix)
+		digest, err := ParseDigest(text)
+		if !ok || err != nil {
+			continue
+		}
+		config, err := configOfManifest(repo, digest)
+		switch {
+		case err == nil:
+			f(digest, config)
+		case isBroken(err), errors.Is(err, ErrNotContainer):
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+func configOfManifest(repo *composefs.Repo, digest Digest) (*Document, error) {
+	manifest, err := OpenManifest(repo, digest)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := ParseManifest(manifest.Raw)
+	if err != nil {
+		return nil, err
+	}
+	return configOf(repo, manifest, parsed)
+}

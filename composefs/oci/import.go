@@ -159,9 +159,9 @@ func (e *DiffIDError) Unwrap() error { return ErrIntegrity }
 // is not linked: no name leads to it yet. A layer whose uncompressed bytes do
 // not have the digest diffID is an error, and then no stream of it is stored.
 func (im *Importer) ImportLayer(ctx context.Context, open OpenLayer, diffID Digest) (_ fsverity.Digest, err error) {
-	ctx, stop := context.WithCancelCause(ctx)
+	reading, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	layer, err := open(ctx)
+	layer, err := open(reading)
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
@@ -170,11 +170,19 @@ func (im *Importer) ImportLayer(ctx context.Context, open OpenLayer, diffID Dige
 			err = closeErr
 		}
 	}()
-	id, err := im.importLayer(ctx, stop, layer, diffID)
-	if _, wrong := errors.AsType[*DiffIDError](err); wrong || errors.Is(err, ErrMalformed) {
+	id, err := im.importLayer(reading, stop, layer, diffID)
+	// The reading may have been stopped; explaining is not over by that.
+	if blamesContent(err) {
 		err = layer.Explain(ctx, err)
 	}
 	return id, err
+}
+
+// blamesContent reports whether an error is about what a layer contains, and not
+// about getting or storing it.
+func blamesContent(err error) bool {
+	_, wrong := errors.AsType[*DiffIDError](err)
+	return wrong || errors.Is(err, ErrMalformed)
 }
 
 // importLayer is ImportLayer for an open layer. It calls stop when there is no
@@ -197,7 +205,7 @@ func (im *Importer) importLayer(ctx context.Context, stop context.CancelCauseFun
 	})
 	if err != nil {
 		cancel(err)
-		if !errors.Is(err, ErrMalformed) {
+		if !blamesContent(err) {
 			stop(err) // the framer may be waiting for the layer
 		}
 	}

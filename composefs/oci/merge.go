@@ -96,15 +96,16 @@ func (m *Merger) Layer(ctx context.Context, id fsverity.Digest) error {
 	}
 }
 
+// The names that hide what lower layers have.
 const (
-	whiteoutPrefix = ".wh."
-	opaqueWhiteout = ".wh..wh..opq"
+	WhiteoutPrefix = ".wh."
+	OpaqueWhiteout = ".wh..wh..opq"
 )
 
 // mergeEntry applies one entry to the tree; it returns the rule that the entry
 // breaks, or nothing.
 func mergeEntry(root *tree.Node, e *tarraw.Entry) (rule string) {
-	parts, rule := splitPath(e.Name)
+	parts, rule := SplitPath(e.Name)
 	if rule != "" {
 		return rule
 	}
@@ -126,11 +127,11 @@ func mergeEntry(root *tree.Node, e *tarraw.Entry) (rule string) {
 		return rule
 	}
 	name := parts[len(parts)-1]
-	if name == opaqueWhiteout {
+	if name == OpaqueWhiteout {
 		parent.Clear()
 		return ""
 	}
-	if hidden, ok := strings.CutPrefix(name, whiteoutPrefix); ok {
+	if hidden, ok := strings.CutPrefix(name, WhiteoutPrefix); ok {
 		parent.RemoveEntry(hidden)
 		return ""
 	}
@@ -144,16 +145,17 @@ func mergeEntry(root *tree.Node, e *tarraw.Entry) (rule string) {
 	if old := parent.Entry(name); old != nil && old.Kind == tree.Directory && e.Type == tarraw.TypeDirectory {
 		return setStat(old, e)
 	}
-	node, rule := newNode(e)
+	node, rule := NewNode(e)
 	if rule == "" {
 		parent.SetEntry(name, node)
 	}
 	return rule
 }
 
-// splitPath splits a path of a layer into its components. Repeated slashes and
-// "." vanish. ".." is refused: it could only lead elsewhere than it says.
-func splitPath(path string) (parts []string, rule string) {
+// SplitPath splits a path of a layer into its components. Repeated slashes and
+// "." vanish. ".." is refused: it could only lead elsewhere than it says. rule
+// is the rule that a path breaks, for an [EntryError], or empty.
+func SplitPath(path string) (parts []string, rule string) {
 	for path != "" {
 		var part string
 		part, path, _ = strings.Cut(path, "/")
@@ -189,7 +191,7 @@ func parentOf(root *tree.Node, parts []string) (*tree.Node, string) {
 }
 
 func linkTarget(root *tree.Node, target string) (*tree.Node, string) {
-	parts, rule := splitPath(target)
+	parts, rule := SplitPath(target)
 	if rule != "" {
 		return nil, fmt.Sprintf("the hard link's target %s: %s", quote(target), rule)
 	}
@@ -230,7 +232,9 @@ func checkMode(e *tarraw.Entry, kind uint32) string {
 	return ""
 }
 
-func newNode(e *tarraw.Entry) (n *tree.Node, rule string) {
+// NewNode makes a node of an entry that is not a hard link. rule is the rule
+// that the entry breaks, for an [EntryError], or empty.
+func NewNode(e *tarraw.Entry) (n *tree.Node, rule string) {
 	n = &tree.Node{
 		Mode: e.Mode & 0o7777, UID: e.UID, GID: e.GID,
 		Mtime:  tree.Time{Sec: e.MtimeSec, Nsec: e.MtimeNsec},

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/erofs"
 )
 
@@ -155,6 +156,6 @@ func ImageKey(boot bool, v erofs.Version, mode XattrMode) string {
 }
 
 const (
-	imageRefPrefix = "composefs.image"
-	bootRefPrefix  = "composefs.image.boot"
+	imageRefPrefix = composefs.ImageRefPrefix
+	bootRefPrefix  = imageRefPrefix + ".boot"
 )

@@ -50,19 +50,18 @@ func OpenBlob(open func(context.Context) (io.ReadCloser, error), limits Limits) 
 		if err != nil {
 			return nil, err
 		}
-		plain, err := newDecompressor(blob, limits)
+		u, err := newUnpacker(ctx, blob, limits)
 		if err != nil {
 			return nil, errors.Join(explainBlob(ctx, blob, err), blob.Close())
 		}
-		return &blobReader{blob: blob, plain: plain, readAhead: newReadAhead(ctx, plain)}, nil
+		return &blobReader{unpacker: u, blob: blob}, nil
 	}
 }
 
 // blobReader is a LayerReader of a blob.
 type blobReader struct {
-	*readAhead
-	plain *decompressor
-	blob  io.ReadCloser
+	*unpacker
+	blob io.ReadCloser
 }
 
 // NextFile is nil: a blob has no files.
@@ -88,7 +87,6 @@ func explainBlob(ctx context.Context, blob io.Reader, err error) error {
 
 // Close closes the blob.
 func (b *blobReader) Close() error {
-	b.readAhead.Close()
-	b.plain.Close()
+	b.unpacker.Close()
 	return b.blob.Close()
 }

@@ -116,6 +116,7 @@ func RemoveTag(repo *composefs.Repo, tag string) (was Digest, err error) {
 	return was, repo.SyncLinks()
 }
 
+// referrerPrefix begins the refs of artifacts.
 const referrerPrefix = "oci-referrers/"
 
 // Referrers lists the manifests of artifacts, such as signatures, that are kept

@@ -38,7 +38,7 @@ func Serve(dir string, size int64) (*Server, error) {
 	s.server, err = fs.Mount(dir, &diskDir{server: s, size: size}, &fs.Options{
 		EntryTimeout: &never, AttrTimeout: &never,
 		MountOptions: fuse.MountOptions{
-			FsName: "crashtest", Name: "crashtest", DirectMountStrict: true, MaxWrite: 1 << 20, DisableXAttrs: true,
+			FsName: "crashtest", Name: "crashtest", DirectMountStrict: true, MaxWrite: 256 << 10, DisableXAttrs: true,
 		},
 	})
 	if err != nil {

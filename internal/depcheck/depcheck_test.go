@@ -26,10 +26,11 @@ var layers = [][]string{
 	{"fsverity", "internal/rooted"},
 	{"composefs/tree"},
 	{"composefs/splitstream", "erofs"},
-	{"composefs/dumpfile", "composefs/scan", "internal/filelock"},
+	{"composefs/dumpfile", "composefs/scan", "internal/filelock", "internal/freespace"},
 	{"internal/tarraw", "internal/selinux", "composefs", "composefs/boot"},
 	{"composefs/mount", "composefs/oci"},
-	{"pipeline/fetch", "cstor"},
+	{"composefs/bootc", "pipeline/fetch", "cstor/unpack"},
+	{"cstor"},
 	{"pipeline"},
 	{"cmd/cfs-pull"},
 }

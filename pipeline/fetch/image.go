@@ -33,6 +33,8 @@ type Image struct {
 	// IndexDigest is the SHA-256 of the index that the reference led to, or ""
 	// when it led to the manifest at once.
 	IndexDigest digest.Digest
+	// Index is that index as the source has it, or nil.
+	Index []byte
 	// ManifestDigest is the SHA-256 of Manifest.
 	ManifestDigest digest.Digest
 	// Manifest is the manifest of the platform as the source has it. For a
@@ -249,7 +251,7 @@ func (op *opener) resolve(ctx context.Context, src types.ImageSource) (*Image, e
 			return nil, &UnsupportedError{Reference: name, Reason: fmt.Sprintf("more than %d indexes within each other", maxIndexDepth)}
 		}
 		if depth == 0 {
-			img.IndexDigest = digest.FromBytes(data)
+			img.Index, img.IndexDigest = data, digest.FromBytes(data)
 		}
 		var index imgspecv1.Index
 		if err := json.Unmarshal(data, &index); err != nil {

@@ -580,8 +580,8 @@ func TestSkopeoArchives(t *testing.T) {
 		path := t.TempDir()
 		run("copy", "--all", "oci:"+dir+":multi-arch", "dir:"+path)
 		img := mustOpen(t, "dir:"+path, testOptions(t))
-		if img.IndexDigest == "" {
-			t.Error("no IndexDigest")
+		if img.IndexDigest == "" || digest.FromBytes(img.Index) != img.IndexDigest {
+			t.Errorf("IndexDigest %q, %d bytes of index", img.IndexDigest, len(img.Index))
 		}
 		readAll(t, img)
 	})

@@ -39,7 +39,7 @@ func TestRegistryTLS(t *testing.T) {
 	if img.ManifestDigest.String() != wantDigest.String() {
 		t.Errorf("ManifestDigest = %s, want %s", img.ManifestDigest, wantDigest)
 	}
-	if img.IndexDigest != "" {
+	if img.IndexDigest != "" || img.Index != nil {
 		t.Errorf("IndexDigest = %s of an image without an index", img.IndexDigest)
 	}
 	config, layers := readAll(t, img)

@@ -1,0 +1,618 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package composefs
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+)
+
+// streamItem is a stream that is checked.
+type streamItem struct {
+	id    fsverity.Digest
+	names []string // links that lead to it; none for one that only streams name
+	bytes int64    // of the file
+
+	open    bool // its tables could be read
+	missing bool // an object of its table is missing
+	refs    []splitstream.NamedRef
+}
+
+// path is where the stream is found.
+func (s *streamItem) path() string {
+	if len(s.names) > 0 {
+		return streamsDir + "/" + s.names[0]
+	}
+	return "objects/" + s.id.ObjectPath()
+}
+
+// name is how the stream is called.
+func (s *streamItem) name() string {
+	if len(s.names) > 0 {
+		return s.names[0]
+	}
+	return s.id.String()
+}
+
+func (c *Checker) rule(stream string) StreamRule {
+	if c.o.Rule == nil {
+		return StreamRule{}
+	}
+	return c.o.Rule(stream)
+}
+
+// firstStreams are those that links lead to: all, or those of the options.
+func (c *Checker) firstStreams() []*streamItem {
+	x := c.links[streamsDir]
+	byID := map[fsverity.Digest]*streamItem{}
+	var items []*streamItem
+	add := func(e *linkEntry) {
+		if e.id.IsZero() || e.dead {
+			return
+		}
+		s := byID[e.id]
+		if s == nil {
+			s = &streamItem{id: e.id}
+			byID[e.id] = s
+			items = append(items, s)
+		}
+		s.names = append(s.names, e.name)
+	}
+	if c.o.Streams == nil {
+		for i := range x.entries {
+			add(&x.entries[i])
+		}
+		for _, s := range items {
+			slices.Sort(s.names)
+		}
+		return items
+	}
+	for _, name := range c.o.Streams {
+		if e := x.entry(name); e != nil {
+			c.reportEntry(e)
+			add(e)
+		}
+	}
+	return items
+}
+
+// checkTables opens the streams and, from one to the next, those that they
+// name, each once. Then it is known which links nothing needs.
+func (c *Checker) checkTables(ctx context.Context) error {
+	seen := map[fsverity.Digest]struct{}{}
+	todo := c.firstStreams()
+	for len(todo) > 0 {
+		for _, s := range todo {
+			seen[s.id] = struct{}{}
+		}
+		if err := parallel(ctx, c.workers, len(todo), func(i int) { c.checkTable(todo[i]) }); err != nil {
+			return err
+		}
+		var next []*streamItem
+		for _, s := range todo {
+			c.streams = append(c.streams, s)
+			for _, ref := range s.refs {
+				if _, ok := seen[ref.ID]; ok || IsImageRef(ref.Name) {
+					continue
+				}
+				seen[ref.ID] = struct{}{}
+				if item := c.namedStream(ref.ID); item != nil {
+					next = append(next, item)
+				}
+			}
+			s.refs = nil
+		}
+		todo = next
+	}
+	if c.o.Streams == nil {
+		c.reportLinks()
+	}
+	return nil
+}
+
+// namedStream is a stream that another one names; nil when there is no such
+// object.
+func (c *Checker) namedStream(id fsverity.Digest) *streamItem {
+	s := &streamItem{id: id}
+	if e := c.links[streamsDir].leadingTo(id); e != nil {
+		if c.o.Streams != nil {
+			c.reportEntry(e)
+		}
+		s.names = []string{e.name}
+	}
+	var st unix.Stat_t
+	if c.repo.lookup(id, &st) != nil {
+		return nil // whoever names it has been told
+	}
+	return s
+}
+
+// reportLinks reports the first-level links. A dead one that nothing needs can
+// be removed; as long as something does, its presence keeps programs from
+// collecting what they believe is not needed.
+func (c *Checker) reportLinks() {
+	for _, dir := range []string{streamsDir, imagesDir} {
+		x := c.links[dir]
+		for i := range x.entries {
+			e := &x.entries[i]
+			_, wanted := c.users[e.id]
+			if e.dead && !e.needed && !wanted && !c.blind {
+				e.problem.Repairable = true
+				e.fixText = "removed a link that led nowhere"
+				e.fix = func(context.Context) error { return c.repo.unlinkDead(dir, e.name) }
+			}
+			c.reportEntry(e)
+		}
+	}
+}
+
+// openUnchecked opens an object without asking for fs-verity: what is in it is
+// what is being checked.
+func (r *Repo) openUnchecked(id fsverity.Digest) (*os.File, error) {
+	// Only a regular file may be opened: opening a device can do things.
+	var st unix.Stat_t
+	if err := r.lookup(id, &st); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("%w: object %s is not a regular file", ErrIntegrity, id)
+	}
+	return r.openRegular(id)
+}
+
+// openRegular is openUnchecked for an object that was looked up.
+func (r *Repo) openRegular(id fsverity.Digest) (*os.File, error) {
+	dir, name := objectName(id)
+	dirfd, err := r.fanDir(dir, false)
+	if err != nil {
+		return nil, err
+	}
+	path := "objects/" + id.ObjectPath()
+	fd, err := openBeneath(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, r.pathError("open", path, err)
+	}
+	return os.NewFile(uintptr(fd), r.path+"/"+path), nil
+}
+
+// reserve takes memory for a file of that size and what is made of it.
+func (c *Checker) reserve(ctx context.Context, bytes int64) (release func(), err error) {
+	n := max(1, min(bytes, math.MaxInt64/4)*3)
+	n = min(n, checkMemory)
+	if err := c.memory.Acquire(ctx, n); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return func() { c.memory.Release(n) }, nil
+}
+
+// openItem opens the file of a stream. The caller closes it.
+func (c *Checker) openItem(s *streamItem) (*os.File, splitstream.ReaderOptions, error) {
+	o := splitstream.ReaderOptions{Algorithm: c.repo.meta.Algorithm}
+	f, err := c.repo.openUnchecked(s.id)
+	if err != nil {
+		return nil, o, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close() // read-only
+		return nil, o, err
+	}
+	s.bytes = info.Size()
+	return f, o, nil
+}
+
+// checkTable checks the tables of one stream. It holds none of them in memory
+// but the names.
+func (c *Checker) checkTable(s *streamItem) {
+	c.Counts.StreamsChecked.Add(1)
+	bad := func(kind Kind, id fsverity.Digest, format string, args ...any) {
+		f := Finding{Kind: kind, Path: s.path(), Object: id, Message: fmt.Sprintf(format, args...)}
+		if len(s.names) > 0 {
+			f.Stream = s.names[0]
+		}
+		c.Report(f)
+	}
+	var tables *splitstream.Tables
+	f, o, err := c.openItem(s)
+	if err == nil {
+		defer f.Close() // read-only
+		tables, err = splitstream.OpenTables(f, s.bytes, o)
+	}
+	if err != nil {
+		c.Counts.StreamsDamaged.Add(1)
+		c.setBlind()
+		bad(StreamOpenFailed, s.id, "%v", err)
+		return
+	}
+	s.open = true
+	c.inScope(s.id)
+	for _, name := range s.names {
+		if types := c.rule(name).Types; types != nil && !slices.Contains(types, tables.ContentType()) {
+			s.open = false
+			c.Report(Finding{
+				Kind: StreamTypeMismatch, Path: streamsDir + "/" + name, Object: s.id, Stream: name,
+				Message: fmt.Sprintf("it has type %s, its name says %v", tables.ContentType(), types),
+			})
+		}
+	}
+	err = tables.EachObject(func(id fsverity.Digest) {
+		c.inScope(id)
+		if exists, err := c.exists(id); !exists && err == nil {
+			s.missing = true
+			c.damage(id, MissingObjectRef)
+			bad(MissingObjectRef, id, "object %s is missing", id)
+		} else if err != nil {
+			s.missing = true
+			bad(StatFailed, id, "%v", err)
+		}
+	})
+	if err == nil {
+		err = tables.EachNamed(func(ref splitstream.NamedRef) { s.refs = append(s.refs, ref) })
+	}
+	if err != nil {
+		s.open = false
+		c.setBlind()
+		bad(StreamOpenFailed, s.id, "%v", err)
+	}
+	c.checkNamed(s, bad)
+	if s.missing || !s.open {
+		c.Counts.StreamsDamaged.Add(1)
+	}
+}
+
+// setBlind notes that it is not known what some stream refers to.
+func (c *Checker) setBlind() {
+	c.mu.Lock()
+	c.blind = true
+	c.mu.Unlock()
+}
+
+// checkNamed checks where the named refs of a stream lead to.
+func (c *Checker) checkNamed(s *streamItem, bad func(Kind, fsverity.Digest, string, ...any)) {
+	own := len(s.names) > 0 && c.rule(s.names[0]).OwnRefs
+	for _, ref := range s.refs {
+		if c.Damaged(ref.ID) {
+			c.usedBy(ref.ID, s.name())
+		}
+		if IsImageRef(ref.Name) {
+			c.imageInScope(ref.ID)
+		}
+		if own {
+			continue
+		}
+		var st unix.Stat_t
+		dir := streamsDir
+		if IsImageRef(ref.Name) {
+			dir = imagesDir
+		}
+		switch err := c.repo.lookup(ref.ID, &st); {
+		case err != nil:
+			c.damage(ref.ID, MissingNamedRef)
+			c.usedBy(ref.ID, s.name())
+			bad(MissingNamedRef, ref.ID, "it names %.200q, object %s, which is missing", ref.Name, ref.ID)
+		case c.links[dir].leadingTo(ref.ID) == nil && !c.links[dir].full:
+			c.ReportNotLinked(s.path(), ref.Name, ref.ID)
+		}
+	}
+}
+
+// ReportNotLinked reports a stream or an image that a stream names and that no
+// link leads to: garbage collection of other programs keeps its object, but not
+// what that refers to.
+func (c *Checker) ReportNotLinked(path, name string, id fsverity.Digest) {
+	c.Report(Finding{
+		Kind: NamedRefNotLinked, Severity: Warning, Path: path, Object: id,
+		Message: fmt.Sprintf("it names %.200q, object %s, which no link leads to: garbage collection may remove what that needs", name, id),
+	})
+}
+
+// inScope notes an object that a limited check has to look at.
+func (c *Checker) inScope(id fsverity.Digest) {
+	if c.scope == nil {
+		return
+	}
+	c.mu.Lock()
+	c.scope[id] = struct{}{}
+	c.mu.Unlock()
+}
+
+// streamSum is what the reassembly of a stream gave.
+type streamSum struct {
+	sum [sha256.Size]byte
+	// padded is how many zero bytes more give a digest that a name promises.
+	padded map[[sha256.Size]byte]int
+}
+
+// checkContents decodes the chunks of all streams, and reassembles those whose
+// name promises a digest.
+func (c *Checker) checkContents(ctx context.Context) error {
+	return parallel(ctx, min(c.workers, streamWorkers), len(c.streams), func(i int) { c.checkContent(ctx, c.streams[i]) })
+}
+
+func (c *Checker) checkContent(ctx context.Context, s *streamItem) {
+	if !s.open {
+		return
+	}
+	release, err := c.reserve(ctx, s.bytes)
+	if err != nil {
+		return // the check ends
+	}
+	defer release()
+	f, o, err := c.openItem(s)
+	if err != nil {
+		return // it was readable before, and has been replaced since
+	}
+	defer f.Close() // read-only
+	rd, err := splitstream.NewReader(f, s.bytes, o)
+	if err != nil {
+		return
+	}
+	whole := !c.noteUsers(s, rd) && !s.missing
+	if !whole {
+		c.taint(s.id)
+	}
+
+	bad := func(kind Kind, severity Severity, name, format string, args ...any) {
+		if severity == Error {
+			c.Counts.StreamsDamaged.Add(1)
+			c.taint(s.id)
+		}
+		finding := Finding{Kind: kind, Severity: severity, Path: s.path(), Object: s.id, Stream: name, Message: fmt.Sprintf(format, args...)}
+		if name != "" {
+			finding.Path = streamsDir + "/" + name
+		}
+		c.Report(finding)
+	}
+	var wants []nameRule
+	for _, name := range s.names {
+		if rule := c.rule(name); rule.SHA256 != nil && !c.o.Quick && whole {
+			wants = append(wants, nameRule{name, rule})
+		}
+	}
+	c.mu.Lock()
+	sum, known := c.sums[s.id]
+	c.mu.Unlock()
+	if !known || len(wants) == 0 {
+		if sum, err = c.reassemble(ctx, rd, wants, whole); err != nil {
+			kind := StreamReadFailed
+			switch {
+			case ctx.Err() != nil:
+				return
+			case errors.Is(err, errTooMuch):
+				kind = LimitExceeded
+			case errors.Is(err, errSize):
+				kind = StreamSizeMismatch
+			}
+			name := ""
+			if len(s.names) > 0 {
+				name = s.names[0]
+			}
+			bad(kind, Error, name, "%v", err)
+			return
+		}
+		if len(wants) > 0 {
+			c.mu.Lock()
+			remember(c.sums, s.id, sum)
+			c.mu.Unlock()
+		}
+	}
+	for _, w := range wants {
+		if *w.rule.SHA256 == sum.sum {
+			continue
+		}
+		if n := sum.padded[*w.rule.SHA256]; n > 0 {
+			bad(w.rule.Padding, Warning, w.name, "the last %d zero bytes of the archive are missing: an old release of composefs-rs wrote it", n)
+		} else {
+			bad(w.rule.Mismatch, Error, w.name, "its content has digest sha256:%x", sum.sum)
+		}
+	}
+}
+
+// nameRule is what one name of a stream promises.
+type nameRule struct {
+	name string
+	rule StreamRule
+}
+
+// noteUsers notes that a stream uses damaged objects, and whether it does.
+func (c *Checker) noteUsers(s *streamItem, rd *splitstream.Reader) bool {
+	c.mu.Lock()
+	none := len(c.damaged) == 0
+	c.mu.Unlock()
+	if none {
+		return false
+	}
+	found := false
+	for _, id := range rd.ObjectRefs() {
+		if c.Damaged(id) {
+			c.usedBy(id, s.name())
+			found = true
+		}
+	}
+	return found
+}
+
+var (
+	errTooMuch = errors.New("it expands to more than a check reads; it was not checked")
+	errSize    = errors.New("its parts do not add up to the size that it says")
+)
+
+// maxPadding is the most zero bytes that are tried at the end of an archive:
+// archives are padded to records, usually of 10 KiB.
+const (
+	maxPadding  = 64 << 10
+	paddingStep = 512
+)
+
+// reassembly adds up a stream.
+type reassembly struct {
+	c      *Checker
+	left   uint64 // of the size that the stream says
+	empty  int    // chunks without a byte
+	sum    io.Writer
+	buffer []byte
+}
+
+var reassemblyBuffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
+
+// reassemble decodes the chunks and checks that they add up, if all objects
+// are there (whole). If a name promises a digest it reads the objects, too, and
+// returns the digest.
+func (c *Checker) reassemble(ctx context.Context, rd *splitstream.Reader, wants []nameRule, whole bool) (streamSum, error) {
+	chunks, err := rd.Chunks()
+	if err != nil {
+		return streamSum{}, err
+	}
+	defer chunks.Close()
+	buffer := reassemblyBuffers.Get().(*[]byte)
+	defer reassemblyBuffers.Put(buffer)
+	h := sha256.New()
+	a := reassembly{c: c, left: rd.Size(), buffer: *buffer, sum: io.Discard}
+	if len(wants) > 0 {
+		a.sum = h
+	}
+	for {
+		chunk, err := chunks.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		if err == nil && chunk.Inline {
+			err = a.inline(chunk.Length, chunks)
+		} else if err == nil {
+			err = a.external(ctx, chunk.Object, len(wants) > 0, whole)
+		}
+		if err != nil {
+			return streamSum{}, err
+		}
+	}
+	if whole && a.left != 0 {
+		return streamSum{}, fmt.Errorf("%w: it says %d bytes, and %d are missing", errSize, rd.Size(), a.left)
+	}
+	if len(wants) == 0 {
+		return streamSum{}, nil
+	}
+	out := streamSum{sum: [sha256.Size]byte(h.Sum(nil)), padded: map[[sha256.Size]byte]int{}}
+	for _, w := range wants {
+		if w.rule.Padding != "" && *w.rule.SHA256 != out.sum {
+			out.padded[*w.rule.SHA256] = 0
+		}
+	}
+	if len(out.padded) > 0 {
+		findPadding(h, out.padded)
+	}
+	return out, nil
+}
+
+// findPadding notes how many zero bytes are to be added to give a digest.
+func findPadding(sum hash.Hash, padded map[[sha256.Size]byte]int) {
+	var zeros [paddingStep]byte
+	for n := paddingStep; n <= maxPadding; n += paddingStep {
+		sum.Write(zeros[:]) // a hash takes every write
+		key := [sha256.Size]byte(sum.Sum(nil))
+		if _, wanted := padded[key]; wanted {
+			padded[key] = n
+		}
+	}
+}
+
+// take accounts for n bytes of the stream.
+func (a *reassembly) take(n uint64) error {
+	if n > a.left {
+		return fmt.Errorf("%w: there is more", errSize)
+	}
+	a.left -= n
+	return nil
+}
+
+func (a *reassembly) inline(n uint64, chunks *splitstream.ChunkReader) error {
+	if err := a.take(n); err != nil {
+		return err
+	}
+	for n > 0 {
+		part := min(n, uint64(len(a.buffer)))
+		if !a.c.charge(int64(part)) {
+			return errTooMuch
+		}
+		m, err := io.ReadFull(chunks, a.buffer[:part])
+		if err != nil {
+			return err
+		}
+		a.sum.Write(a.buffer[:m]) // a hash takes every write
+		n -= part
+	}
+	return nil
+}
+
+// maxEmpty bounds the chunks that add nothing to a stream, which so could go
+// on for ever.
+const maxEmpty = 1024
+
+func (a *reassembly) external(ctx context.Context, id fsverity.Digest, read, whole bool) error {
+	if !whole {
+		// Nothing can be added up, but the work must end.
+		if !a.c.charge(paddingStep) {
+			return errTooMuch
+		}
+		return nil
+	}
+	var st unix.Stat_t
+	if err := a.c.repo.lookup(id, &st); err != nil {
+		return fmt.Errorf("object %s: %w", id, err)
+	}
+	if st.Size == 0 {
+		if a.empty++; a.empty > maxEmpty {
+			return fmt.Errorf("%w: more than %d of them have no bytes", errSize, maxEmpty)
+		}
+		return nil
+	}
+	if err := a.take(uint64(st.Size)); err != nil {
+		return err
+	}
+	if !read {
+		if !a.c.charge(1) {
+			return errTooMuch
+		}
+		return nil
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("object %s: %w: it is not a regular file", id, ErrIntegrity)
+	}
+	f, err := a.c.repo.openRegular(id)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // read-only
+	left := st.Size
+	for left > 0 {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n := min(left, int64(len(a.buffer)))
+		if !a.c.charge(n) {
+			return errTooMuch
+		}
+		if _, err := io.ReadFull(f, a.buffer[:n]); err != nil {
+			return fmt.Errorf("object %s: %w", id, err)
+		}
+		a.sum.Write(a.buffer[:n]) // a hash takes every write
+		left -= n
+	}
+	return nil
+}
