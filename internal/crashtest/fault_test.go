@@ -87,6 +87,9 @@ func TestFault(t *testing.T) {
 
 // testFault tries n of the calls that a fault can be of, spread over all.
 func testFault(t *testing.T, w *World, f fault, n int) {
+	if interrupted.Load() {
+		t.Skip("interrupted")
+	}
 	plan := Plan{Calls: f.calls}
 	calls := 0
 	ignored := map[string]int{}

@@ -109,6 +109,9 @@ func TestKill(t *testing.T) {
 }
 
 func killScenario(t *testing.T, bin string, s Scenario, kills int) {
+	if interrupted.Load() {
+		t.Skip("interrupted")
+	}
 	w, err := NewWorld(t.Context(), bin, memory(t), s)
 	if err != nil {
 		t.Fatal(err)
