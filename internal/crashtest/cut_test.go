@@ -122,6 +122,7 @@ func syncFS(mount string) error {
 }
 
 func cutScenario(t *testing.T, bin string, s Scenario, kind loopfs.Kind, cuts int) {
+	t.Parallel()
 	if interrupted.Load() {
 		t.Skip("interrupted")
 	}
