@@ -51,6 +51,14 @@ func pullArgs(repo, image string, more ...string) []string {
 	}, more...)
 }
 
+// unifiedArgs are the arguments of a pull through a containers-storage.
+func unifiedArgs(image string, more ...string) []string {
+	args := pullArgs("repo", image, "--storage", "store", "--run-root", "run", "--name", "localhost/os:latest",
+		"--no-label", "--local-copy", "hardlink")
+	args[0] = "--unified"
+	return append(args, more...)
+}
+
 func initArgs(repo string, more ...string) []string {
 	return append([]string{"init", "--repo", repo, "--allow-missing-verity"}, more...)
 }
@@ -74,6 +82,12 @@ func Scenarios() []Scenario {
 			Name:    "pull/boot",
 			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--no-boot", "--tag", "os")},
 			Command: pullArgs("repo", imageOne, "--tag", "os"), Tags: []string{"os"},
+		},
+		{
+			Name:    "pull/unified",
+			Before:  [][]string{initArgs("repo")},
+			Command: unifiedArgs(imageOne, "--tag", "os"),
+			Cut:     true, Tags: []string{"os"},
 		},
 		{
 			Name:    "tag",
