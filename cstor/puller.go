@@ -13,6 +13,7 @@ import (
 	"go.podman.io/storage"
 
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
 
 // puller is a pull under way.
@@ -36,8 +37,7 @@ type puller struct {
 // The result is never nil.
 func (s *Store) Pull(ctx context.Context, src Source, o PullOptions) (*PullResult, error) {
 	p := s.newPuller(src, o)
-	err := p.run(ctx, func(w *writer, layers []*stored) error { return p.storeLayers(ctx, w, layers) },
-		func(layers []*stored) error { return p.checkSpace(layers, p.options) })
+	err := p.run(ctx, func(w *writer, layers []*stored) error { return p.storeLayers(ctx, w, layers) }, p.checkSpace)
 	p.result.BytesFetched = p.fetched.Load()
 	return p.result, err
 }
@@ -163,11 +163,11 @@ func (p *puller) storeLayers(ctx context.Context, w *writer, layers []*stored) (
 // the source, from its beginning again when the transfer broke.
 func (p *puller) storeLayer(ctx context.Context, w *writer, t *transfers, l *stored) error {
 	if l.copyOf != nil || l.repeated {
-		err := w.copyLayer(ctx, l)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errUnreadable) {
+		err := p.reuseLayer(ctx, w, l)
+		if err == nil || ctx.Err() != nil || errors.Is(err, filelock.ErrLocked) || isSystem(err) {
 			return err
 		}
-		p.log().Warn("fetching a layer that cannot be read from the store", "layer", l.blob.Digest, "error", err)
+		p.log().Warn("fetching a layer that cannot be taken from the store", "layer", l.blob.Digest, "error", err)
 	}
 	for try := 0; ; try++ {
 		err := p.storeBlob(ctx, w, t, l)
