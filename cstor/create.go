@@ -43,7 +43,11 @@ func Ensure(ctx context.Context, o Options) (*Store, error) {
 	}
 	created := false
 	if err := place.isStore(); errors.Is(err, ErrNoStore) {
-		if created, err = place.create(ctx, o); err != nil {
+		after := place.prepareHostStore(ctx, o.Log)
+		if created, err = place.create(ctx, o); err == nil {
+			err = after()
+		}
+		if err != nil {
 			return nil, fmt.Errorf("create containers-storage %s: %w", place.graphRoot, err)
 		}
 	} else if err != nil {

@@ -25,9 +25,6 @@ import (
 	"github.com/cfs-pull/cfs-pull/internal/freespace"
 )
 
-// HostGraphRoot is the store of the system's podman.
-const HostGraphRoot = "/var/lib/containers/storage"
-
 const (
 	// maxCopyWorkers is how many layers are copied at once, at most. Each uses
 	// a processor for its digest.
