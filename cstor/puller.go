@@ -4,6 +4,7 @@
 package cstor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,11 @@ type puller struct {
 // The result is never nil.
 func (s *Store) Pull(ctx context.Context, src Source, o PullOptions) (*PullResult, error) {
 	p := s.newPuller(src, o)
+	for _, name := range o.Names {
+		if normal, err := NormalizeName(name); err != nil || normal != name {
+			return p.result, fmt.Errorf("image %s: name %q is not in its normal form: %w", src.Reference, name, cmp.Or(err, errNotNormal))
+		}
+	}
 	err := p.run(ctx, func(w *writer, layers []*stored) error { return p.storeLayers(ctx, w, layers) }, p.checkSpace)
 	p.result.BytesFetched = p.fetched.Load()
 	return p.result, err
@@ -190,12 +196,14 @@ func (p *puller) storeLayer(ctx context.Context, w *writer, t *transfers, l *sto
 
 // storeBlob is one try to store a layer from its blob.
 func (p *puller) storeBlob(ctx context.Context, w *writer, t *transfers, l *stored) (err error) {
-	blob, err := t.blob(ctx, l)
+	blobCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	blob, err := t.blob(blobCtx, l)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, blob.Close()) }()
-	return w.putBlob(ctx, p, l, blob)
+	return w.putBlob(ctx, stop, p, l, blob)
 }
 
 // fetch opens a layer's blob and counts what is read of it.

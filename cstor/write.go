@@ -109,9 +109,10 @@ func (s *Store) lockedByOthers() string {
 }
 
 // putBlob stores a layer from its blob.
-func (w *writer) putBlob(ctx context.Context, p *puller, l *stored, blob io.Reader) error {
+// stop makes the blob's reader return.
+func (w *writer) putBlob(ctx context.Context, stop func(), p *puller, l *stored, blob io.Reader) error {
 	size := l.blob.Size
-	err := w.put(ctx, l, blob, p.options.Limits, storage.LayerOptions{
+	err := w.put(ctx, stop, l, blob, p.options.Limits, storage.LayerOptions{
 		OriginalDigest: digest.Digest(l.blob.Digest), OriginalSize: &size,
 	}, func(got oci.Digest) error {
 		return &IntegrityError{
@@ -130,8 +131,9 @@ func (w *writer) putBlob(ctx context.Context, p *puller, l *stored, blob io.Read
 	return err
 }
 
-// put stores a layer from a stream that OpenLayerBlob reads.
-func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.Limits, o storage.LayerOptions, mismatch func(oci.Digest) error) error {
+// put stores a layer from a stream that OpenLayerBlob reads. stop makes the
+// stream's reader return.
+func (w *writer) put(ctx context.Context, stop func(), l *stored, blob io.Reader, limits oci.Limits, o storage.LayerOptions, mismatch func(oci.Digest) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	archive, err := oci.OpenLayerBlob(ctx, blob, limits)
@@ -147,6 +149,10 @@ func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.
 		return err
 	})
 	if errors.Is(err, filelock.ErrLocked) || ctx.Err() != nil {
+		// The library may be left behind. Whoever closes the blob next must not
+		// meet a Read.
+		stop()
+		archive.Close()
 		return errors.Join(err, context.Cause(ctx))
 	}
 	switch {
