@@ -37,7 +37,7 @@ func copyOptions(t testing.TB, dir string) Options {
 	t.Helper()
 	run := check(os.MkdirTemp("/tmp", "cstor"))(t)
 	t.Cleanup(func() { must(t, os.RemoveAll(run)) })
-	o := Options{GraphRoot: dir, RunRoot: run, LockTimeout: 20 * time.Second, Log: testLog(t)}
+	o := Options{GraphRoot: dir, RunRoot: run, LockTimeout: 2 * time.Minute, Log: testLog(t)}
 	unmountStore(t, o)
 	return o
 }
@@ -171,10 +171,13 @@ func sameImages(t *testing.T, want, got *Store, id string) {
 		trees := []realimage.Tree{}
 		for _, l := range []Layer{from[i], to[i]} {
 			tree := check(realimage.Scan(l.DiffDir, realimage.KeepAll))(t)
+			// Libraries before 1.50 do not apply the archive's entry for the root,
+			// and that of podman 4 is one; package unpack tests it.
+			delete(tree, ".")
 			for name, e := range tree {
 				// Neither whiteouts nor directories without an entry have a time of
 				// their own.
-				if e.Type == "char" && e.Rdev == "0:0" || name == "." || e.Type == "dir" && time.Since(time.Unix(e.Sec, 0)) < time.Hour {
+				if e.Type == "char" && e.Rdev == "0:0" || e.Type == "dir" && time.Since(time.Unix(e.Sec, 0)) < time.Hour {
 					e.Sec, e.Nsec = 0, 0
 				}
 				tree[name] = e
@@ -596,7 +599,7 @@ func TestCopyLocked(t *testing.T) {
 	}
 	must(t, holder.Process.Kill())
 	_ = holder.Wait()
-	to.options.LockTimeout = 20 * time.Second
+	to.options.LockTimeout = 2 * time.Minute
 	_, err = to.CopyImage(t.Context(), from, img, PullOptions{MinFree: -1})
 	must(t, err)
 	sameImages(t, from, to, img.ID)

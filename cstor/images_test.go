@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/storage"
+	"go.podman.io/storage/pkg/archive"
 
 	"github.com/cfs-pull/cfs-pull/internal/ocilayout"
 )
@@ -43,9 +45,11 @@ func makeImage(tb testing.TB, c ocilayout.Compression, layers ...layerFiles) str
 }
 
 func writeFiles(t *tar.Writer, files layerFiles) error {
+	directories := map[string]bool{}
 	for name, content := range files {
 		// The library's check expects directories to be in the archive.
-		if dir, _, ok := strings.Cut(name, "/"); ok {
+		if dir, _, ok := strings.Cut(name, "/"); ok && !directories[dir] {
+			directories[dir] = true
 			err := t.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755})
 			if err != nil {
 				return err
@@ -126,7 +130,8 @@ func (r *brokenReader) Read(p []byte) (int, error) {
 func readArchive(tb testing.TB, s *Store, layer string) []byte {
 	tb.Helper()
 	w := check(s.writer(tb.Context()))(tb)
-	r := &lazyDiff{open: func() (io.ReadCloser, error) { return openDiff(w.lib, layer) }}
+	plain := archive.Uncompressed
+	r := check(w.lib.Diff("", layer, &storage.DiffOptions{Compression: &plain}))(tb)
 	data := check(io.ReadAll(r))(tb)
 	must(tb, r.Close())
 	return data

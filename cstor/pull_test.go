@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -321,6 +322,38 @@ func TestPullReusesLayers(t *testing.T) {
 	checkStore(t, s)
 }
 
+// Where files can share their blocks, a layer that moves above others takes no
+// space.
+func TestPullReusesBlocks(t *testing.T) {
+	dir := loopfs.Mount(t, loopfs.XFS)
+	s := openStore(t, storeOptions(t, dir))
+	lower, upper, other := layerFiles{"a": noise(1, 1<<20)}, layerFiles{"b": noise(2, 24<<20)}, layerFiles{"c": noise(3, 1<<20)}
+	pull(t, s, makeImage(t, ocilayout.Gzip, lower, upper))
+	root := check(os.Open(dir))(t)
+	defer root.Close()
+	used := func() int64 {
+		must(t, unix.Syncfs(int(root.Fd())))
+		var st unix.Statfs_t
+		must(t, unix.Statfs(dir, &st))
+		return int64(st.Blocks-st.Bfree) * st.Bsize
+	}
+	before := used()
+	src := openSource(t, makeImage(t, ocilayout.Gzip, other, upper), fetchOptions(t))
+	counts := countLayers(&src)
+	r := check(s.Pull(t.Context(), src, PullOptions{MinFree: -1}))(t)
+	if diff := cmp.Diff([]int{0}, opened(counts)); diff != "" {
+		t.Errorf("layers fetched (-want +got):\n%s", diff)
+	}
+	if grown := used() - before; grown > 8<<20 {
+		t.Errorf("the store has grown by %d bytes", grown)
+	}
+	layers := check(s.Layers(check(s.Lookup(r.ImageID))(t)))(t)
+	if got := oci.DigestOf(readArchive(t, s, layers[1].ID)); got != layers[1].DiffID {
+		t.Errorf("the layer makes an archive with digest %s, not %s", got, layers[1].DiffID)
+	}
+	checkStore(t, s)
+}
+
 // A layer of the store whose files were changed is fetched instead.
 func TestPullDoesNotReuseDamagedLayers(t *testing.T) {
 	s := testStore(t)
@@ -451,5 +484,53 @@ func TestDecide(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(s.graphRoot, imagesFile), []byte("[{"), 0o600))
 	if _, _, err := s.Decide(PolicyMissing, "example.com/os"); err == nil {
 		t.Error("no error for unreadable records")
+	}
+}
+
+// A process that is killed leaves nothing but complete layers for the next one.
+func TestPullIsKilled(t *testing.T) {
+	o := storeOptions(t, t.TempDir())
+	ref := layeredImage(t)
+	killed := 0
+	for delay := 40 * time.Millisecond; ; delay += 40 * time.Millisecond {
+		cmd, errs := startHelper(t, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref, "CSTOR_TMP="+t.TempDir())
+		timer := time.AfterFunc(delay, func() { _ = cmd.Process.Kill() })
+		err := cmd.Wait()
+		timer.Stop()
+		if err == nil {
+			break
+		}
+		if killed++; cmd.ProcessState.ExitCode() != -1 {
+			t.Fatalf("after %d kills: %v\n%s", killed, err, errs)
+		}
+		if reader, err := OpenExisting(t.Context(), o); err == nil {
+			for _, img := range check(reader.Images())(t) {
+				check(reader.Layers(check(reader.Lookup(img.ID))(t)))(t)
+			}
+			must(t, reader.Close())
+		}
+	}
+	if killed < 3 {
+		t.Errorf("killed %d times only", killed)
+	}
+	s := openStore(t, o)
+	if len(ids(t, s, layersFile)) != 3 || len(check(s.Images())(t)) != 1 {
+		t.Errorf("layers %v", ids(t, s, layersFile))
+	}
+	checkStore(t, s)
+	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the temporary store: %v", err)
+	}
+	for _, line := range readMounts(t, o) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || !strings.HasPrefix(fields[4], o.GraphRoot) {
+			continue
+		}
+		// The library tries out the kernel's overlay, once for each run root; that
+		// is the one moment in which something is mounted.
+		if dir := filepath.Join(o.GraphRoot, driverDir) + "/"; !strings.HasPrefix(fields[4], dir+"compat") && !strings.HasPrefix(fields[4], dir+"metacopy-check") {
+			t.Errorf("still mounted: %s", line)
+		}
+		must(t, unix.Unmount(fields[4], unix.MNT_DETACH))
 	}
 }

@@ -49,6 +49,7 @@ type stager struct {
 	*copier
 	layer  *stored
 	source Layer
+	size   int64 // of the archive, when it has been hashed
 }
 
 // piece is a part of an archive: some bytes, then the content of a file.
@@ -121,7 +122,7 @@ func (s *stager) output(target string, out, split *os.File, result *unpack.Resul
 	}
 	mode := info.Mode()
 	o := &graphdriver.DriverWithDifferOutput{
-		Target: target, TarSplit: split, Size: s.source.UncompressedSize,
+		Target: target, TarSplit: split, Size: s.size,
 		UIDs: result.UIDs, GIDs: result.GIDs, RootDirMode: &mode,
 		UncompressedDigest: digest.Digest(s.layer.diffID.String()),
 		// As the library does for an archive that was not compressed.
@@ -311,7 +312,11 @@ func canCopyInstead(err error) bool {
 // hash hashes the pieces in their order until the queue is closed. After an
 // error it only closes the files that come.
 func (s *stager) hash(ctx context.Context, queue <-chan piece, sum hash.Hash) (err error) {
-	progress := s.newProgress()
+	report := s.newProgress()
+	progress := func(n int64) {
+		s.size += n
+		report(n)
+	}
 	buf := make([]byte, stageBuffer)
 	for p := range queue {
 		if err == nil && ctx.Err() != nil {
