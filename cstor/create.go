@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/filelock"
@@ -230,11 +232,20 @@ func initialise(root string, o Options) error {
 }
 
 // removeStore removes a temporary store, if there is one. A killed process may
-// have left the driver's directory mounted on itself.
+// have left something mounted in it: the driver's directory on itself, or the
+// overlay that the library tries out.
 func removeStore(path string) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	_ = unix.Unmount(filepath.Join(path, driverDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
+	if err != nil {
+		return fmt.Errorf("look for mounts below %s: %w", path, err)
+	}
+	for _, m := range slices.Backward(mounts) { // the latest first
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return &fs.PathError{Op: "unmount", Path: m.Mountpoint, Err: err}
+		}
+	}
 	return os.RemoveAll(path)
 }

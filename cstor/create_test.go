@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/loopfs"
 	"github.com/cfs-pull/cfs-pull/internal/testutil"
@@ -127,14 +128,24 @@ func TestLayouts(t *testing.T) {
 
 func TestEnsureRemovesWhatIsLeft(t *testing.T) {
 	o := storeOptions(t, t.TempDir())
+	testutil.RequireRoot(t)
 	stale := filepath.Join(o.GraphRoot+temporarySuffix, "overlay/some/thing")
 	must(t, os.MkdirAll(stale, 0o755))
+	// A process was killed while the library tried out an overlay.
+	for _, dir := range []string{stale, filepath.Join(o.GraphRoot+temporarySuffix, "overlay")} {
+		must(t, unix.Mount(dir, dir, "", unix.MS_BIND, ""))
+	}
 	s := openStore(t, o)
 	if !s.Created() {
 		t.Error("not created")
 	}
 	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the old temporary store: %v", err)
+	}
+	for _, line := range readMounts(t) {
+		if strings.Contains(line, o.GraphRoot) {
+			t.Errorf("still mounted: %s", line)
+		}
 	}
 	if _, err := os.Lstat(filepath.Join(o.GraphRoot, "overlay/some")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what was in it: %v", err)

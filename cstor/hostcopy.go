@@ -362,7 +362,7 @@ func (c *copier) putExact(ctx context.Context, w *writer, s *staged) error {
 		o.OriginalDigest, o.OriginalSize = compressed, &size
 	}
 	limits := oci.Limits{MaxLayerSize: max(s.source.UncompressedSize, 1)}
-	err = w.put(ctx, s.layer, archive, limits, o, func(got oci.Digest) error { return c.mismatch(s.layer, s.source, got) })
+	err = w.put(ctx, func() {}, s.layer, archive, limits, o, func(got oci.Digest) error { return c.mismatch(s.layer, s.source, got) })
 	if err != nil && ctx.Err() == nil && errors.Is(err, oci.ErrIntegrity) {
 		return archive.Explain(ctx, err)
 	}

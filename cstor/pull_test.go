@@ -322,6 +322,38 @@ func TestPullReusesLayers(t *testing.T) {
 	checkStore(t, s)
 }
 
+// Where files can share their blocks, a layer that moves above others takes no
+// space.
+func TestPullReusesBlocks(t *testing.T) {
+	dir := loopfs.Mount(t, loopfs.XFS)
+	s := openStore(t, storeOptions(t, dir))
+	lower, upper, other := layerFiles{"a": noise(1, 1<<20)}, layerFiles{"b": noise(2, 24<<20)}, layerFiles{"c": noise(3, 1<<20)}
+	pull(t, s, makeImage(t, ocilayout.Gzip, lower, upper))
+	root := check(os.Open(dir))(t)
+	defer root.Close()
+	used := func() int64 {
+		must(t, unix.Syncfs(int(root.Fd())))
+		var st unix.Statfs_t
+		must(t, unix.Statfs(dir, &st))
+		return int64(st.Blocks-st.Bfree) * st.Bsize
+	}
+	before := used()
+	src := openSource(t, makeImage(t, ocilayout.Gzip, other, upper), fetchOptions(t))
+	counts := countLayers(&src)
+	r := check(s.Pull(t.Context(), src, PullOptions{MinFree: -1}))(t)
+	if diff := cmp.Diff([]int{0}, opened(counts)); diff != "" {
+		t.Errorf("layers fetched (-want +got):\n%s", diff)
+	}
+	if grown := used() - before; grown > 8<<20 {
+		t.Errorf("the store has grown by %d bytes", grown)
+	}
+	layers := check(s.Layers(check(s.Lookup(r.ImageID))(t)))(t)
+	if got := oci.DigestOf(readArchive(t, s, layers[1].ID)); got != layers[1].DiffID {
+		t.Errorf("the layer makes an archive with digest %s, not %s", got, layers[1].DiffID)
+	}
+	checkStore(t, s)
+}
+
 // A layer of the store whose files were changed is fetched instead.
 func TestPullDoesNotReuseDamagedLayers(t *testing.T) {
 	s := testStore(t)

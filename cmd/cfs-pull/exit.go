@@ -84,7 +84,7 @@ func classify(err error) failure {
 		return failure{exitUsage, "bootc-tag", "to remove a tag that no deployment needs, insist with --force"}
 	case errors.Is(err, tree.ErrNotExist), errors.Is(err, oci.ErrNoImage):
 		return failure{exitNotFound, "not-found", ""}
-	case is[*fetch.NotFoundError](err):
+	case is[*fetch.NotFoundError](err), is[*cstor.NotFoundError](err):
 		return failure{exitNotFound, "not-found", ""}
 	case errors.Is(err, oci.ErrSameRepository):
 		return failure{exitUsage, "same-repository", "\"cfs-pull tag\" gives an image another name"}
@@ -131,8 +131,10 @@ func classify(err error) failure {
 	case errors.Is(err, oci.ErrMalformed), errors.Is(err, oci.ErrTooLarge), errors.Is(err, oci.ErrNotContainer),
 		errors.Is(err, erofs.ErrCorrupt):
 		return failure{exitOther, "malformed-image", ""}
-	case is[*fetch.UnsupportedError](err):
+	case is[*fetch.UnsupportedError](err), errors.Is(err, cstor.ErrUnsupported):
 		return failure{exitOther, "unsupported-image", ""}
+	case errors.Is(err, cstor.ErrCorrupt), errors.Is(err, cstor.ErrIncomplete):
+		return failure{exitOther, "damaged-store", ""}
 	case is[x509.UnknownAuthorityError](err):
 		return failure{exitOther, "certificate", "the registry's certificate authority can be put into a directory for --cert-dir, as *.crt"}
 	case errors.Is(err, http.ErrSchemeMismatch):

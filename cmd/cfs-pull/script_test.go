@@ -23,11 +23,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
+	"github.com/cfs-pull/cfs-pull/cstor"
 	"github.com/cfs-pull/cfs-pull/internal/testregistry"
 	"github.com/cfs-pull/cfs-pull/internal/testutil"
 )
 
 func TestMain(m *testing.M) {
+	if cstor.Reexec() {
+		return
+	}
 	testscript.Main(m, map[string]func(){
 		"cfs-pull": main,
 		"holdlock": holdLock,
@@ -69,6 +73,7 @@ var imagesInRegistry = []string{"boot-modules", "layers", "multi-arch", "bad-dif
 //
 //	code N PROGRAM ARGS...      runs a program, which must exit with N
 //	pull N ARGS...              the same with cfs-pull and the options that most scripts need
+//	unified N ARGS...           the same through a containers-storage
 //	json PATH [REGEXP]          the last stdout is one JSON document without null, and has this
 //	authfile FILE USER PASSWORD credentials for all registries
 //	requests N KIND AGENT       the registries got N requests of a kind from an agent
@@ -113,11 +118,12 @@ func TestScripts(t *testing.T) {
 		},
 		Condition: scriptCondition(t),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":  scriptCode,
-			"pull":  scriptPull,
-			"json":  scriptJSON,
-			"tree":  scriptTree,
-			"await": scriptAwait,
+			"code":    scriptCode,
+			"pull":    scriptPull,
+			"unified": scriptUnified,
+			"json":    scriptJSON,
+			"tree":    scriptTree,
+			"await":   scriptAwait,
 			"authfile": func(ts *testscript.TestScript, _ bool, args []string) {
 				file, user, password := args[0], args[1], args[2]
 				ts.Check(os.WriteFile(ts.MkAbs(file), authFile(registries, user, password), 0o600))
@@ -185,11 +191,20 @@ func scriptCode(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func scriptPull(ts *testscript.TestScript, neg bool, args []string) {
+	scriptRun(ts, neg, args[0], append([]string{"--direct"}, args[1:]...))
+}
+
+func scriptUnified(ts *testscript.TestScript, neg bool, args []string) {
+	common := []string{"--unified", "--storage", "storage", "--run-root", "run", "--local-copy", "auto", "--no-label"}
+	scriptRun(ts, neg, args[0], append(common, args[1:]...))
+}
+
+func scriptRun(ts *testscript.TestScript, neg bool, code string, args []string) {
 	common := []string{
-		args[0], "cfs-pull", "--direct", "--repo", "repo", "--insecure-policy",
+		code, "cfs-pull", "--repo", "repo", "--insecure-policy",
 		"--min-free", "0", "--os", "linux", "--arch", "amd64",
 	}
-	scriptCode(ts, neg, append(common, args[1:]...))
+	scriptCode(ts, neg, append(common, args...))
 }
 
 // scriptJSON checks the last standard output. PATH is keys and indexes with

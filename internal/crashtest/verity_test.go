@@ -45,7 +45,8 @@ func TestVerityCut(t *testing.T) {
 		t.Skip("inside the virtual machine TestVerityInside does the work")
 	}
 	microvm.Require(t)
-	n := count(t, "CFS_PULL_CUTS", 100)/25 + 1
+	t.Parallel()
+	n := count(t, "CFS_PULL_CUTS", 50)/25 + 1
 	dir := t.TempDir()
 	if err := makeImages(filepath.Join(dir, "images")); err != nil {
 		t.Fatal(err)
