@@ -142,7 +142,7 @@ func TestEnsureRemovesWhatIsLeft(t *testing.T) {
 	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the old temporary store: %v", err)
 	}
-	for _, line := range readMounts(t) {
+	for _, line := range readMounts(t, o) {
 		if strings.Contains(line, o.GraphRoot) {
 			t.Errorf("still mounted: %s", line)
 		}

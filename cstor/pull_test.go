@@ -493,7 +493,8 @@ func TestPullIsKilled(t *testing.T) {
 	ref := layeredImage(t)
 	killed := 0
 	for delay := 40 * time.Millisecond; ; delay += 40 * time.Millisecond {
-		cmd, errs := startHelper(t, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref, "CSTOR_TMP="+t.TempDir())
+		cmd, errs := startHelper(t, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref,
+			"CSTOR_NAMES=example.com/killed:latest", "CSTOR_TMP="+t.TempDir())
 		timer := time.AfterFunc(delay, func() { _ = cmd.Process.Kill() })
 		err := cmd.Wait()
 		timer.Stop()
@@ -504,8 +505,11 @@ func TestPullIsKilled(t *testing.T) {
 			t.Fatalf("after %d kills: %v\n%s", killed, err, errs)
 		}
 		if reader, err := OpenExisting(t.Context(), o); err == nil {
-			for _, img := range check(reader.Images())(t) {
-				check(reader.Layers(check(reader.Lookup(img.ID))(t)))(t)
+			// An image is given its name when it is complete.
+			if img, err := reader.Lookup("example.com/killed"); err == nil {
+				check(reader.Layers(img))(t)
+			} else if _, absent := errors.AsType[*NotFoundError](err); !absent {
+				t.Errorf("after %d kills: %v", killed, err)
 			}
 			must(t, reader.Close())
 		}
@@ -517,6 +521,7 @@ func TestPullIsKilled(t *testing.T) {
 	if len(ids(t, s, layersFile)) != 3 || len(check(s.Images())(t)) != 1 {
 		t.Errorf("layers %v", ids(t, s, layersFile))
 	}
+	check(s.Layers(check(s.Lookup("example.com/killed"))(t)))(t)
 	checkStore(t, s)
 	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the temporary store: %v", err)
