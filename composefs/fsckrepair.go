@@ -144,10 +144,14 @@ func (c *Checker) dropObject(ctx context.Context, id fsverity.Digest) error {
 		return err
 	}
 	defer f.Close() // read-only
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	sealed, err := c.measure(f, id)
 	if err == nil {
-		w := objectWorker{c: c, hasher: fsverity.NewHasher(id.Algorithm()), buffer: make([]byte, 128<<10)}
-		got, err := w.read(ctx, f, sealed)
+		w := newObjectWorker(c)
+		got, err := w.read(ctx, f, info.Size(), sealed)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"math"
 	"os"
 	"slices"
@@ -172,6 +171,11 @@ func (r *Repo) openUnchecked(id fsverity.Digest) (*os.File, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, fmt.Errorf("%w: object %s is not a regular file", ErrIntegrity, id)
 	}
+	return r.openRegular(id)
+}
+
+// openRegular is openUnchecked for an object that was looked up.
+func (r *Repo) openRegular(id fsverity.Digest) (*os.File, error) {
 	dir, name := objectName(id)
 	dirfd, err := r.fanDir(dir, false)
 	if err != nil {
@@ -247,8 +251,7 @@ func (c *Checker) checkTable(s *streamItem) {
 	}
 	err = tables.EachObject(func(id fsverity.Digest) {
 		c.inScope(id)
-		var st unix.Stat_t
-		if err := c.repo.lookup(id, &st); errors.Is(err, fs.ErrNotExist) {
+		if exists, err := c.exists(id); !exists && err == nil {
 			s.missing = true
 			c.damage(id, MissingObjectRef)
 			bad(MissingObjectRef, id, "object %s is missing", id)
@@ -588,7 +591,10 @@ func (a *reassembly) external(ctx context.Context, id fsverity.Digest, read, who
 		}
 		return nil
 	}
-	f, err := a.c.repo.openUnchecked(id)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("object %s: %w: it is not a regular file", id, ErrIntegrity)
+	}
+	f, err := a.c.repo.openRegular(id)
 	if err != nil {
 		return err
 	}

@@ -298,9 +298,18 @@ func TestEscape(t *testing.T) {
 	}
 }
 
+// rounds is how often a test that races does it: less in an emulated machine.
+func rounds() int {
+	if testing.Short() {
+		return 30
+	}
+	return 100
+}
+
 func TestConcurrentPut(t *testing.T) {
 	eachVariant(t, func(t *testing.T, r *Repo) {
-		const objects, writers = 100, 8
+		const writers = 8
+		objects := rounds()
 		var stored atomic.Int64
 		var wg sync.WaitGroup
 		for g := range writers {
@@ -325,7 +334,7 @@ func TestConcurrentPut(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if stored.Load() != objects {
+		if stored.Load() != int64(objects) {
 			t.Errorf("stored %d times, want %d", stored.Load(), objects)
 		}
 		if got := files(t, r.Path()); len(got) != objects+1 {
@@ -360,7 +369,7 @@ func TestStoreWhileForking(t *testing.T) {
 
 	t.Run("small", func(t *testing.T) { // no child ever has them
 		r := secureRepo(t)
-		for i := range 100 {
+		for i := range rounds() {
 			_, _, err := r.Put(fmt.Appendf(nil, "object %d", i))
 			must(t, err)
 		}
@@ -377,7 +386,7 @@ func TestStoreWhileForking(t *testing.T) {
 			}
 		}
 		r := openRepo(t, newRepoPath(t, v, InitOptions{}), v, OpenOptions{})
-		for i := range 100 {
+		for i := range rounds() {
 			_, _, err := put(t, r, fmt.Sprint("object ", i))
 			must(t, err)
 		}

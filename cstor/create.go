@@ -194,7 +194,7 @@ func (p *place) mayBecomeStore() (bool, error) {
 	for _, e := range entries {
 		switch e.Name() {
 		case "lost+found", driverDir, layersDir, imagesDir, "overlay-containers", "storage.lock", "userns.lock",
-			"libpod", "db.sql", "defaultNetworkBackend", operationLock:
+			"libpod", "db.sql", "defaultNetworkBackend":
 		default:
 			return false, fmt.Errorf("%w with the overlay driver, and the directory is not empty (%s is in it)", ErrNoStore, e.Name())
 		}

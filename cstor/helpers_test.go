@@ -62,7 +62,7 @@ func storeOptions(tb testing.TB, dir string) Options {
 	tb.Cleanup(func() { os.RemoveAll(run) })
 	return Options{
 		GraphRoot: filepath.Join(dir, "root"), RunRoot: filepath.Join(run, "r"),
-		LockTimeout: 20 * time.Second, Log: testLog(tb),
+		LockTimeout: 2 * time.Minute, Log: testLog(tb),
 	}
 }
 
@@ -155,7 +155,7 @@ func runTool(tb testing.TB, name string, args ...string) (string, error) {
 	must(tb, os.WriteFile(filepath.Join(home, "containers.conf"), []byte("[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n"), 0o600))
 	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_RUNTIME_DIR="+home, "XDG_CONFIG_HOME="+home,
 		"CONTAINERS_STORAGE_CONF="+home+"/storage.conf", "CONTAINERS_CONF="+home+"/containers.conf")
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 20 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -37,7 +37,7 @@ func copyOptions(t testing.TB, dir string) Options {
 	t.Helper()
 	run := check(os.MkdirTemp("/tmp", "cstor"))(t)
 	t.Cleanup(func() { must(t, os.RemoveAll(run)) })
-	o := Options{GraphRoot: dir, RunRoot: run, LockTimeout: 20 * time.Second, Log: testLog(t)}
+	o := Options{GraphRoot: dir, RunRoot: run, LockTimeout: 2 * time.Minute, Log: testLog(t)}
 	unmountStore(t, o)
 	return o
 }
@@ -599,7 +599,7 @@ func TestCopyLocked(t *testing.T) {
 	}
 	must(t, holder.Process.Kill())
 	_ = holder.Wait()
-	to.options.LockTimeout = 20 * time.Second
+	to.options.LockTimeout = 2 * time.Minute
 	_, err = to.CopyImage(t.Context(), from, img, PullOptions{MinFree: -1})
 	must(t, err)
 	sameImages(t, from, to, img.ID)

@@ -43,9 +43,11 @@ func makeImage(tb testing.TB, c ocilayout.Compression, layers ...layerFiles) str
 }
 
 func writeFiles(t *tar.Writer, files layerFiles) error {
+	directories := map[string]bool{}
 	for name, content := range files {
 		// The library's check expects directories to be in the archive.
-		if dir, _, ok := strings.Cut(name, "/"); ok {
+		if dir, _, ok := strings.Cut(name, "/"); ok && !directories[dir] {
+			directories[dir] = true
 			err := t.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755})
 			if err != nil {
 				return err

@@ -49,7 +49,7 @@ func TestLibraryLocks(t *testing.T) {
 			if len(e.Holders) != 1 || e.Holders[0].PID != pid || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", pid)) {
 				t.Errorf("error %v, the holder is %d", err, pid)
 			}
-			if waited := time.Since(started); waited < s.options.LockTimeout || waited > 10*time.Second {
+			if waited := time.Since(started); waited < s.options.LockTimeout || waited > time.Minute {
 				t.Errorf("waited %v", waited)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -78,20 +78,4 @@ func TestLibraryLockIsWaitedFor(t *testing.T) {
 	if time.Since(started) < 200*time.Millisecond {
 		t.Error("read under the lock of another process")
 	}
-}
-
-func TestOperationLock(t *testing.T) {
-	s := testStore(t)
-	unlock := check(s.LockOperation(t.Context()))(t)
-	other := check(OpenExisting(t.Context(), s.options))(t)
-	defer other.Close()
-	other.options.LockTimeout = 50 * time.Millisecond
-	_, err := other.LockOperation(t.Context())
-	e, ok := errors.AsType[*filelock.Error](err)
-	if !ok || len(e.Holders) != 1 || e.Holders[0] != filelock.Self() {
-		t.Errorf("error %v", err)
-	}
-	must(t, unlock())
-	unlock = check(other.LockOperation(t.Context()))(t)
-	must(t, unlock())
 }

@@ -18,6 +18,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/cfs-pull/cfs-pull/composefs"
+	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
+	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/internal/repodump"
 )
 
@@ -31,7 +35,7 @@ type Scenario struct {
 	Before [][]string
 	// Age, if set, is called on the state at last, to make it as an older
 	// program would have left it.
-	Age func(dir string) error
+	Age func(ctx context.Context, dir string) error
 	// Command is what is disturbed.
 	Command []string
 	// Cut says that the power is cut during the command, too.
@@ -92,7 +96,120 @@ func Scenarios() []Scenario {
 			},
 			Command: []string{"copy", "--repo", "repo", "--from", "from", "os"}, Tags: []string{"os"},
 		},
+		{
+			Name: "gc",
+			Before: [][]string{
+				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os"), pullArgs("repo", imageTwo, "--tag", "os"),
+			},
+			Age:     dropOtherTags,
+			Command: []string{"gc", "--repo", "repo"},
+			Cut:     true, Tags: []string{"os"},
+		},
+		{
+			Name: "upgrade/gc",
+			Before: [][]string{
+				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "other"), pullArgs("repo", imageTwo, "--tag", "os"),
+			},
+			Age:     makeOld,
+			Command: []string{"gc", "--repo", "repo"},
+			Cut:     true, Tags: []string{"os", "other"},
+		},
+		{
+			Name:    "upgrade/pull",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--tag", "other")},
+			Age:     makeOld,
+			Command: pullArgs("repo", imageTwo, "--tag", "os"), Tags: []string{"os", "other"},
+		},
 	}
+}
+
+// dropOtherTags removes all tags but those of the image that is tagged "os".
+func dropOtherTags(ctx context.Context, dir string) error {
+	tags := filepath.Join(dir, "repo", "streams", "refs", "oci")
+	keep, err := os.Readlink(filepath.Join(tags, "os"))
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(tags)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		target, err := os.Readlink(filepath.Join(tags, e.Name()))
+		if err == nil && target != keep {
+			err = os.Remove(filepath.Join(tags, e.Name()))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeOld makes a repository as releases before 0.7 of composefs-rs left it:
+// no meta.json, no EROFS images, configs that name none.
+func makeOld(ctx context.Context, dir string) error {
+	path := filepath.Join(dir, "repo")
+	repo, err := composefs.Open(ctx, path, composefs.OpenOptions{})
+	if err != nil {
+		return err
+	}
+	tags, err := oci.Tags(repo)
+	if err == nil {
+		for _, tag := range tags {
+			if err = forgetImages(repo, tag.Manifest); err != nil {
+				break
+			}
+		}
+	}
+	if err := errors.Join(err, repo.Close()); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(filepath.Join(path, "images")), os.Remove(filepath.Join(path, "meta.json")))
+}
+
+// forgetImages writes the config and the manifest of an image without EROFS
+// images.
+func forgetImages(repo *composefs.Repo, manifest oci.Digest) error {
+	m, err := oci.OpenManifest(repo, manifest)
+	if err != nil {
+		return err
+	}
+	parsed, err := oci.ParseManifest(m.Raw)
+	if err != nil {
+		return err
+	}
+	digest, err := oci.ParseDigest(parsed.Config.Digest)
+	if err != nil {
+		return err
+	}
+	config, err := oci.OpenConfig(repo, digest)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(config.Refs, func(name string, _ fsverity.Digest) bool { return strings.HasPrefix(name, "composefs.image") })
+	id, err := writeStream(repo, splitstream.Config, config)
+	if err != nil {
+		return err
+	}
+	m.Refs["config:"+digest.String()] = id
+	manifestID, err := writeStream(repo, splitstream.Manifest, m)
+	if err != nil {
+		return err
+	}
+	return errors.Join(repo.LinkStream(oci.ConfigStream(digest), id), repo.LinkStream(oci.ManifestStream(manifest), manifestID))
+}
+
+// writeStream writes the stream of a document anew.
+func writeStream(repo *composefs.Repo, ct splitstream.ContentType, d *oci.Document) (fsverity.Digest, error) {
+	return repo.WriteStream(ct, func(w *splitstream.Writer) error {
+		for _, name := range slices.Sorted(maps.Keys(d.Refs)) {
+			if err := w.AddStreamRef(name, d.Refs[name]); err != nil {
+				return err
+			}
+		}
+		return w.External(d.Object, uint64(len(d.Raw)))
+	})
 }
 
 // World is what scenarios run in: the program, the images, and the state that
@@ -108,9 +225,10 @@ type World struct {
 	// nil.
 	Found map[string]int
 
-	before *Inspection
-	after  *Inspection
-	want   *repodump.Repository
+	before  *Inspection
+	after   *Inspection
+	want    *repodump.Repository
+	objects []string // after a garbage collection
 }
 
 // NewWorld makes the state of a scenario in an empty directory, and finds out
@@ -130,7 +248,7 @@ func NewWorld(ctx context.Context, program, dir string, s Scenario) (*World, err
 		}
 	}
 	if s.Age != nil {
-		if err := s.Age(base); err != nil {
+		if err := s.Age(ctx, base); err != nil {
 			return nil, fmt.Errorf("age the repository: %w", err)
 		}
 	}
@@ -167,7 +285,27 @@ func (w *World) findReference(ctx context.Context) error {
 	if w.want, err = repodump.Dump(repo); err != nil {
 		return err
 	}
+	if w.objects, err = w.collect(ctx, dir); err != nil {
+		return err
+	}
 	return os.RemoveAll(dir)
+}
+
+// collect runs the garbage collection and returns the objects that it leaves.
+// Nothing temporary may be left, and no link broken.
+func (w *World) collect(ctx context.Context, dir string) ([]string, error) {
+	if _, err := w.run(ctx, dir, []string{"gc", "--repo", "repo"}); err != nil {
+		return nil, err
+	}
+	left, err := Inspect(filepath.Join(dir, "repo"))
+	if err != nil {
+		return nil, err
+	}
+	if wrong := append(left.BrokenLinks(), left.Leftovers...); len(wrong) > 0 {
+		return nil, fmt.Errorf("gc leaves %q", wrong)
+	}
+	slices.Sort(left.Objects)
+	return left.Objects, nil
 }
 
 // run runs cfs-pull and returns its standard output.
@@ -201,11 +339,11 @@ func (w *World) Judge(ctx context.Context, dir string, complete bool) error {
 	if err := w.judgeLeft(dir, complete); err != nil {
 		return fmt.Errorf("after the disturbance: %w", err)
 	}
-	found, err := w.fsck(ctx, dir)
-	if err != nil {
-		return err
-	}
 	if w.Found != nil {
+		found, err := w.fsck(ctx, dir)
+		if err != nil {
+			return err
+		}
 		for kind, n := range found.ByKind {
 			w.Found[kind] += n
 		}
@@ -300,6 +438,13 @@ func (w *World) judgeHealed(ctx context.Context, dir string) error {
 	}
 	if diff := cmp.Diff(w.want, got); diff != "" {
 		return fmt.Errorf("the repository differs from that of an undisturbed run (-want +got):\n%s", diff)
+	}
+	objects, err := w.collect(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if diff := cmp.Diff(w.objects, objects); diff != "" {
+		return fmt.Errorf("after gc the objects differ from those of an undisturbed run (-want +got):\n%s", diff)
 	}
 	return nil
 }
