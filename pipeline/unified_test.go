@@ -555,3 +555,76 @@ func TestStorageInJSON(t *testing.T) {
 		t.Errorf("%s is not in %s", want, raw)
 	}
 }
+
+// An image of the host's store is copied into the system's, and from there into
+// the repository, with nothing fetched and nothing copied where files can share
+// their blocks; it is the same image as one that is pulled.
+func TestUnifiedFromHostStore(t *testing.T) {
+	on := loopfs.MountSize(t, loopfs.XFS, 400<<20)
+	image := layoutImage(t)
+	host := filepath.Join(on, "host")
+	first := unifiedOptions(t, repoOn(t, t.TempDir()), host, image)
+	first.StoreName, first.LocalCopy = "localhost/os:built", pipeline.CopyAlways
+	want := mustPullUnified(t, first)
+
+	repo := repoOn(t, on)
+	o := unifiedOptions(t, repo, filepath.Join(on, "store"), "containers-storage:localhost/os:built")
+	o.HostStore = host
+	var events []pipeline.Event
+	o.Events = func(e pipeline.Event) { events = append(events, e) }
+	got := mustPullUnified(t, o)
+	if got.ManifestDigest != want.ManifestDigest || got.Image.ID != want.Image.ID || got.BootImage.ID != want.BootImage.ID {
+		t.Errorf("manifest %s, images %s and %s; want %s, %s and %s",
+			got.ManifestDigest, got.Image.ID, got.BootImage.ID, want.ManifestDigest, want.Image.ID, want.BootImage.ID)
+	}
+	if c := got.Storage.Copied; c == nil || c.BytesCloned == 0 || c.BytesCopied != 0 || got.Stats.Bytes.Fetched != 0 || !onlyReflinks(got.Stats.Objects) {
+		t.Errorf("copied %+v, then %+v", c, got.Stats)
+	}
+	if diff := cmp.Diff([]string{"localhost/os:built"}, got.Storage.Names); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+	checkEvents(t, events)
+	before := inodes(t, on)
+	again := mustPullUnified(t, o)
+	if again.Changed || again.Storage.Copied != nil {
+		t.Errorf("second pull: %+v, storage %+v", again, again.Storage)
+	}
+	if diff := cmp.Diff(before, inodes(t, on), ignoreLocks); diff != "" {
+		t.Errorf("the second pull changed something:\n%s", diff)
+	}
+
+	// By id, it keeps its names; another file system gets copies.
+	ext4 := loopfs.MountSize(t, loopfs.Ext4, 200<<20)
+	o = unifiedOptions(t, repoOn(t, ext4), filepath.Join(ext4, "store"), "containers-storage:"+want.Storage.ImageID)
+	o.HostStore = host
+	got = mustPullUnified(t, o)
+	if c := got.Storage.Copied; c == nil || c.BytesCloned != 0 || c.BytesCopied == 0 || got.ManifestDigest != want.ManifestDigest {
+		t.Errorf("copied %+v with manifest %s", c, got.ManifestDigest)
+	}
+	if diff := cmp.Diff([]string{"localhost/os:built"}, got.Storage.Names); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+
+	// A file that has changed in the host's store goes no further.
+	var damaged string
+	err := filepath.WalkDir(filepath.Join(host, "overlay"), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && damaged == "" && e.Type().IsRegular() && strings.Contains(path, "/diff/") {
+			if info, err := e.Info(); err == nil && info.Size() > 1000 {
+				damaged = path
+			}
+		}
+		return err
+	})
+	if err == nil {
+		err = os.WriteFile(damaged, []byte("shorter"), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	o = unifiedOptions(t, repoOn(t, t.TempDir()), filepath.Join(on, "store2"), "containers-storage:localhost/os:built")
+	o.HostStore = host
+	result, err := pipeline.Unified(t.Context(), o)
+	if !errors.Is(err, oci.ErrIntegrity) || !strings.Contains(err.Error(), damaged) || result.Tagged {
+		t.Errorf("error %v, want one that names %s", err, damaged)
+	}
+}
