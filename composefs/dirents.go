@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,12 +22,17 @@ const (
 	direntName   = 19
 )
 
+// direntBuffers keeps the buffers: a repository has 256 directories.
+var direntBuffers = sync.Pool{New: func() any { return new([direntBuffer]byte) }}
+
 // eachDirent calls f for each entry of the directory open for reading at fd,
 // in the directory's order and without "." and "..". kind is one of unix.DT_*,
 // never DT_UNKNOWN. name is valid until f returns. It allocates nothing for an
 // entry: object directories hold millions of them. Errors are errnos and f's.
 func eachDirent(fd int, f func(name []byte, kind uint8) error) error {
-	buf := make([]byte, direntBuffer)
+	pooled := direntBuffers.Get().(*[direntBuffer]byte)
+	defer direntBuffers.Put(pooled)
+	buf := pooled[:]
 	for {
 		n, err := unix.ReadDirent(fd, buf)
 		if errors.Is(err, unix.EINTR) {

@@ -48,6 +48,9 @@ var (
 	// ErrLocked: a lock was not granted in time; the error is a [*LockError].
 	ErrLocked = filelock.ErrLocked
 
+	// ErrObjectsRemoved: somebody removed objects while they were in use.
+	ErrObjectsRemoved = errors.New("objects were removed while they were in use; run the command again")
+
 	// ErrInUse: handles, streams or temporary files are still open.
 	ErrInUse = errors.New("repository is still in use by this process")
 

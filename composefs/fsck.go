@@ -119,6 +119,7 @@ type Checker struct {
 	findings *findings
 	memory   *semaphore.Weighted
 
+	seen      seenObjects
 	work      atomic.Int64 // bytes of work that no byte on disk backs
 	allocated atomic.Int64 // bytes that the checked objects have on disk
 

@@ -7,9 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/erofs"
 	"github.com/cfs-pull/cfs-pull/fsverity"
@@ -95,12 +92,11 @@ func (c *Checker) checkImage(ctx context.Context, id fsverity.Digest) (intact, c
 			return
 		}
 		c.inScope(object)
-		var st unix.Stat_t
-		switch err := c.repo.lookup(object, &st); {
-		case errors.Is(err, fs.ErrNotExist):
-			remember(missing, object, struct{}{})
+		switch exists, err := c.exists(object); {
 		case err != nil:
 			_, complete = bad(StatFailed, object, "%v", err)
+		case !exists:
+			remember(missing, object, struct{}{})
 		}
 	})
 	switch {

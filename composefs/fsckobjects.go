@@ -31,13 +31,51 @@ type objectWorker struct {
 	buffer []byte
 }
 
+func newObjectWorker(c *Checker) *objectWorker {
+	return &objectWorker{c: c, hasher: fsverity.NewHasher(c.repo.meta.Algorithm), buffer: make([]byte, 128<<10)}
+}
+
+// seenObjects are objects that exist. Layers and EROFS images name the same
+// ones again and again.
+type seenObjects [fanDirs]struct {
+	mu  sync.Mutex
+	ids map[fsverity.Digest]struct{}
+}
+
+// exists reports whether there is something of an object's name.
+func (c *Checker) exists(id fsverity.Digest) (bool, error) {
+	dir, _ := objectName(id)
+	seen := &c.seen[dir]
+	seen.mu.Lock()
+	_, ok := seen.ids[id]
+	seen.mu.Unlock()
+	if ok {
+		return true, nil
+	}
+	var st unix.Stat_t
+	if err := c.repo.lookup(id, &st); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	seen.mu.Lock()
+	defer seen.mu.Unlock()
+	if seen.ids == nil {
+		seen.ids = map[fsverity.Digest]struct{}{}
+	}
+	if len(seen.ids) < maxRemembered/fanDirs {
+		seen.ids[id] = struct{}{}
+	}
+	return true, nil
+}
+
 // checkObjects checks all objects, or those of a limited check.
 func (c *Checker) checkObjects(ctx context.Context) error {
 	batches := make(chan []fsverity.Digest, 2*c.workers)
 	var group sync.WaitGroup
 	for range c.workers {
 		group.Go(func() {
-			w := objectWorker{c: c, hasher: fsverity.NewHasher(c.repo.meta.Algorithm), buffer: make([]byte, 128<<10)}
+			w := newObjectWorker(c)
 			for batch := range batches {
 				for _, id := range batch {
 					if ctx.Err() == nil {
@@ -203,7 +241,11 @@ func (w *objectWorker) check(ctx context.Context, id fsverity.Digest) {
 		bad(ObjectDigestMismatch, "it is empty")
 		return
 	}
-	f, err := c.repo.openUnchecked(id)
+	read := !c.o.Quick && !c.knownGood(id)
+	if !read && c.repo.noVerity.Load() {
+		return
+	}
+	f, err := c.repo.openRegular(id)
 	if err != nil {
 		bad(ObjectOpenFailed, "%v", err)
 		return
@@ -219,13 +261,13 @@ func (w *objectWorker) check(ctx context.Context, id fsverity.Digest) {
 		return
 	}
 	unsealed := !sealed && c.repo.enforce
-	if !c.o.Quick && !c.knownGood(id) {
+	if read {
 		if !c.charge(st.Size - 512*st.Blocks) {
 			c.damage(id, LimitExceeded)
 			c.report(LimitExceeded, Error, path, "%d of its %d bytes are holes; its content was not checked", st.Size-512*st.Blocks, st.Size)
 			return
 		}
-		got, err := w.read(ctx, f, sealed)
+		got, err := w.read(ctx, f, st.Size, sealed)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -282,16 +324,17 @@ func (c *Checker) measure(f *os.File, id fsverity.Digest) (sealed bool, err erro
 	return false, err
 }
 
-// read reads an object and returns its digest. Of a sealed one the kernel
-// verifies the content while it is read, and the digest is not computed.
-func (w *objectWorker) read(ctx context.Context, f *os.File, sealed bool) (fsverity.Digest, error) {
+// read reads an object of size bytes and returns its digest. Of a sealed one
+// the kernel verifies the content while it is read, and the digest is not
+// computed.
+func (w *objectWorker) read(ctx context.Context, f *os.File, size int64, sealed bool) (fsverity.Digest, error) {
 	w.hasher.Reset()
 	fd := int(f.Fd())
-	for {
+	for size > 0 {
 		if ctx.Err() != nil {
 			return fsverity.Digest{}, context.Cause(ctx)
 		}
-		n, err := unix.Read(fd, w.buffer)
+		n, err := unix.Read(fd, w.buffer[:min(size, int64(len(w.buffer)))])
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -299,8 +342,9 @@ func (w *objectWorker) read(ctx context.Context, f *os.File, sealed bool) (fsver
 			return fsverity.Digest{}, err
 		}
 		if n == 0 {
-			break
+			break // it has been cut, which shows in the digest
 		}
+		size -= int64(n)
 		w.c.Counts.BytesRead.Add(int64(n))
 		if !sealed {
 			w.hasher.Write(w.buffer[:n]) // fails only after Sum

@@ -74,7 +74,8 @@ func (c *Checker) StreamDigest(ctx context.Context, id fsverity.Digest) ([sha256
 	if err != nil {
 		return [sha256.Size]byte{}, err
 	}
-	sum, err := c.reassemble(ctx, rd, new([sha256.Size]byte), true, false)
+	wants := []nameRule{{rule: StreamRule{SHA256: new([sha256.Size]byte)}}}
+	sum, err := c.reassemble(ctx, rd, wants, true)
 	return sum.sum, err
 }
 

@@ -126,6 +126,16 @@ func (c *Checker) dropFix(id fsverity.Digest, path string) {
 	}
 }
 
+// DropDamaged removes an object that is damaged and that the caller is about to
+// store again. It does nothing to one that is good or missing.
+func (c *Checker) DropDamaged(ctx context.Context, id fsverity.Digest) error {
+	err := c.dropObject(ctx, id)
+	if errors.Is(err, errNothingToDo) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // dropObject removes an object that is damaged, which it looks at again: it may
 // have been replaced by then.
 func (c *Checker) dropObject(ctx context.Context, id fsverity.Digest) error {
@@ -134,10 +144,14 @@ func (c *Checker) dropObject(ctx context.Context, id fsverity.Digest) error {
 		return err
 	}
 	defer f.Close() // read-only
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
 	sealed, err := c.measure(f, id)
 	if err == nil {
-		w := objectWorker{c: c, hasher: fsverity.NewHasher(id.Algorithm()), buffer: make([]byte, 128<<10)}
-		got, err := w.read(ctx, f, sealed)
+		w := newObjectWorker(c)
+		got, err := w.read(ctx, f, info.Size(), sealed)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

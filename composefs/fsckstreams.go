@@ -8,8 +8,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
-	"io/fs"
 	"math"
 	"os"
 	"slices"
@@ -75,6 +75,9 @@ func (c *Checker) firstStreams() []*streamItem {
 	if c.o.Streams == nil {
 		for i := range x.entries {
 			add(&x.entries[i])
+		}
+		for _, s := range items {
+			slices.Sort(s.names)
 		}
 		return items
 	}
@@ -168,6 +171,11 @@ func (r *Repo) openUnchecked(id fsverity.Digest) (*os.File, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, fmt.Errorf("%w: object %s is not a regular file", ErrIntegrity, id)
 	}
+	return r.openRegular(id)
+}
+
+// openRegular is openUnchecked for an object that was looked up.
+func (r *Repo) openRegular(id fsverity.Digest) (*os.File, error) {
 	dir, name := objectName(id)
 	dirfd, err := r.fanDir(dir, false)
 	if err != nil {
@@ -235,13 +243,15 @@ func (c *Checker) checkTable(s *streamItem) {
 	for _, name := range s.names {
 		if types := c.rule(name).Types; types != nil && !slices.Contains(types, tables.ContentType()) {
 			s.open = false
-			bad(StreamTypeMismatch, s.id, "stream %s has type %s, its name says %v", name, tables.ContentType(), types)
+			c.Report(Finding{
+				Kind: StreamTypeMismatch, Path: streamsDir + "/" + name, Object: s.id, Stream: name,
+				Message: fmt.Sprintf("it has type %s, its name says %v", tables.ContentType(), types),
+			})
 		}
 	}
 	err = tables.EachObject(func(id fsverity.Digest) {
 		c.inScope(id)
-		var st unix.Stat_t
-		if err := c.repo.lookup(id, &st); errors.Is(err, fs.ErrNotExist) {
+		if exists, err := c.exists(id); !exists && err == nil {
 			s.missing = true
 			c.damage(id, MissingObjectRef)
 			bad(MissingObjectRef, id, "object %s is missing", id)
@@ -323,9 +333,8 @@ func (c *Checker) inScope(id fsverity.Digest) {
 // streamSum is what the reassembly of a stream gave.
 type streamSum struct {
 	sum [sha256.Size]byte
-	// padded is how many zero bytes more give the digest that the name
-	// promises; 0 when none do, or none are needed.
-	padded int
+	// padded is how many zero bytes more give a digest that a name promises.
+	padded map[[sha256.Size]byte]int
 }
 
 // checkContents decodes the chunks of all streams, and reassembles those whose
@@ -357,61 +366,66 @@ func (c *Checker) checkContent(ctx context.Context, s *streamItem) {
 		c.taint(s.id)
 	}
 
-	var rule StreamRule
-	for _, name := range s.names {
-		if rule = c.rule(name); rule.SHA256 != nil {
-			break
-		}
-	}
-	bad := func(kind Kind, severity Severity, format string, args ...any) {
+	bad := func(kind Kind, severity Severity, name, format string, args ...any) {
 		if severity == Error {
 			c.Counts.StreamsDamaged.Add(1)
 			c.taint(s.id)
 		}
-		finding := Finding{Kind: kind, Severity: severity, Path: s.path(), Object: s.id, Message: fmt.Sprintf(format, args...)}
-		if len(s.names) > 0 {
-			finding.Stream = s.names[0]
+		finding := Finding{Kind: kind, Severity: severity, Path: s.path(), Object: s.id, Stream: name, Message: fmt.Sprintf(format, args...)}
+		if name != "" {
+			finding.Path = streamsDir + "/" + name
 		}
 		c.Report(finding)
 	}
-	want := rule.SHA256
-	if c.o.Quick || !whole {
-		want = nil
+	var wants []nameRule
+	for _, name := range s.names {
+		if rule := c.rule(name); rule.SHA256 != nil && !c.o.Quick && whole {
+			wants = append(wants, nameRule{name, rule})
+		}
 	}
 	c.mu.Lock()
 	sum, known := c.sums[s.id]
 	c.mu.Unlock()
-	if !known || want == nil {
-		if sum, err = c.reassemble(ctx, rd, want, whole, rule.Padding != ""); err != nil {
+	if !known || len(wants) == 0 {
+		if sum, err = c.reassemble(ctx, rd, wants, whole); err != nil {
+			kind := StreamReadFailed
 			switch {
 			case ctx.Err() != nil:
+				return
 			case errors.Is(err, errTooMuch):
-				bad(LimitExceeded, Error, "%v", err)
+				kind = LimitExceeded
 			case errors.Is(err, errSize):
-				bad(StreamSizeMismatch, Error, "%v", err)
-			default:
-				bad(StreamReadFailed, Error, "%v", err)
+				kind = StreamSizeMismatch
 			}
+			name := ""
+			if len(s.names) > 0 {
+				name = s.names[0]
+			}
+			bad(kind, Error, name, "%v", err)
 			return
 		}
-		if want != nil {
+		if len(wants) > 0 {
 			c.mu.Lock()
 			remember(c.sums, s.id, sum)
 			c.mu.Unlock()
 		}
 	}
-	switch {
-	case want == nil || sum.sum == *want:
-	case sum.padded > 0:
-		bad(rule.Padding, Warning, "the last %d zero bytes of the archive are missing: an old release of composefs-rs wrote it", sum.padded)
-	default:
-		bad(rule.Mismatch, Error, "its content has digest sha256:%x", sum.sum)
-	}
-	for _, name := range s.names {
-		if other := c.rule(name).SHA256; want != nil && other != nil && *other != *want {
-			bad(rule.Mismatch, Error, "stream %s is the same as %s, whose name promises another content", name, s.names[0])
+	for _, w := range wants {
+		if *w.rule.SHA256 == sum.sum {
+			continue
+		}
+		if n := sum.padded[*w.rule.SHA256]; n > 0 {
+			bad(w.rule.Padding, Warning, w.name, "the last %d zero bytes of the archive are missing: an old release of composefs-rs wrote it", n)
+		} else {
+			bad(w.rule.Mismatch, Error, w.name, "its content has digest sha256:%x", sum.sum)
 		}
 	}
+}
+
+// nameRule is what one name of a stream promises.
+type nameRule struct {
+	name string
+	rule StreamRule
 }
 
 // noteUsers notes that a stream uses damaged objects, and whether it does.
@@ -456,9 +470,9 @@ type reassembly struct {
 var reassemblyBuffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
 
 // reassemble decodes the chunks and checks that they add up, if all objects
-// are there (whole). With want it reads the objects, too, and returns the
-// digest; pad allows for zero bytes that are missing at the end.
-func (c *Checker) reassemble(ctx context.Context, rd *splitstream.Reader, want *[sha256.Size]byte, whole, pad bool) (streamSum, error) {
+// are there (whole). If a name promises a digest it reads the objects, too, and
+// returns the digest.
+func (c *Checker) reassemble(ctx context.Context, rd *splitstream.Reader, wants []nameRule, whole bool) (streamSum, error) {
 	chunks, err := rd.Chunks()
 	if err != nil {
 		return streamSum{}, err
@@ -466,10 +480,10 @@ func (c *Checker) reassemble(ctx context.Context, rd *splitstream.Reader, want *
 	defer chunks.Close()
 	buffer := reassemblyBuffers.Get().(*[]byte)
 	defer reassemblyBuffers.Put(buffer)
-	hash := sha256.New()
+	h := sha256.New()
 	a := reassembly{c: c, left: rd.Size(), buffer: *buffer, sum: io.Discard}
-	if want != nil {
-		a.sum = hash
+	if len(wants) > 0 {
+		a.sum = h
 	}
 	for {
 		chunk, err := chunks.Next()
@@ -482,7 +496,7 @@ func (c *Checker) reassemble(ctx context.Context, rd *splitstream.Reader, want *
 		if err == nil && chunk.Inline {
 			err = a.inline(chunk.Length, chunks)
 		} else if err == nil {
-			err = a.external(ctx, chunk.Object, want != nil, whole)
+			err = a.external(ctx, chunk.Object, len(wants) > 0, whole)
 		}
 		if err != nil {
 			return streamSum{}, err
@@ -491,27 +505,31 @@ func (c *Checker) reassemble(ctx context.Context, rd *splitstream.Reader, want *
 	if whole && a.left != 0 {
 		return streamSum{}, fmt.Errorf("%w: it says %d bytes, and %d are missing", errSize, rd.Size(), a.left)
 	}
-	if want == nil {
+	if len(wants) == 0 {
 		return streamSum{}, nil
 	}
-	out := streamSum{sum: [sha256.Size]byte(hash.Sum(nil))}
-	if pad && out.sum != *want {
-		out.padded = findPadding(hash, want)
+	out := streamSum{sum: [sha256.Size]byte(h.Sum(nil)), padded: map[[sha256.Size]byte]int{}}
+	for _, w := range wants {
+		if w.rule.Padding != "" && *w.rule.SHA256 != out.sum {
+			out.padded[*w.rule.SHA256] = 0
+		}
+	}
+	if len(out.padded) > 0 {
+		findPadding(h, out.padded)
 	}
 	return out, nil
 }
 
-// findPadding returns how many zero bytes are to be added to give a digest.
-func findPadding(hash io.Writer, want *[sha256.Size]byte) int {
-	h := hash.(interface{ Sum([]byte) []byte })
+// findPadding notes how many zero bytes are to be added to give a digest.
+func findPadding(sum hash.Hash, padded map[[sha256.Size]byte]int) {
 	var zeros [paddingStep]byte
 	for n := paddingStep; n <= maxPadding; n += paddingStep {
-		hash.Write(zeros[:]) // a hash takes every write
-		if [sha256.Size]byte(h.Sum(nil)) == *want {
-			return n
+		sum.Write(zeros[:]) // a hash takes every write
+		key := [sha256.Size]byte(sum.Sum(nil))
+		if _, wanted := padded[key]; wanted {
+			padded[key] = n
 		}
 	}
-	return 0
 }
 
 // take accounts for n bytes of the stream.
@@ -573,7 +591,10 @@ func (a *reassembly) external(ctx context.Context, id fsverity.Digest, read, who
 		}
 		return nil
 	}
-	f, err := a.c.repo.openUnchecked(id)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("object %s: %w: it is not a regular file", id, ErrIntegrity)
+	}
+	f, err := a.c.repo.openRegular(id)
 	if err != nil {
 		return err
 	}

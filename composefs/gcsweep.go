@@ -207,7 +207,7 @@ func (c *collector) sweepObjects(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for dir := range c.objects.shards {
-		if len(c.objects.shards[dir].keys) == 0 {
+		if c.objects.shards[dir].all(markLive) {
 			continue
 		}
 		group.Go(func() error {

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -169,15 +170,23 @@ func (r *Repo) setRef(dir, ref, entry string) error {
 	return r.renew(parent, name)
 }
 
-// renew sets a link's time to now, also where the link is an old one: who looks
-// for refs that nobody wants any more spares those of today.
+// renewAfter is how old a ref's time must be before it is set anew, so that
+// setting what is set already mostly writes nothing.
+const renewAfter = time.Hour
+
+// renew sets the time of an old link to now: who looks for refs that nobody
+// wants any more spares those of today.
 func (r *Repo) renew(dir, name string) error {
 	fd, err := r.openDir(dir)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	err = retry(func() error { return unix.UtimesNanoAt(fd, name, nil, unix.AT_SYMLINK_NOFOLLOW) })
+	var st unix.Stat_t
+	err = retry(func() error { return unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
+	if err == nil && time.Since(time.Unix(st.Mtim.Unix())) > renewAfter {
+		err = retry(func() error { return unix.UtimesNanoAt(fd, name, nil, unix.AT_SYMLINK_NOFOLLOW) })
+	}
 	if err != nil && !errors.Is(err, unix.ENOENT) { // others may have removed it
 		return r.pathError("set time of", dir+"/"+name, err)
 	}

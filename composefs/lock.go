@@ -115,6 +115,9 @@ func (t *lockTable) release(l *processLock) error {
 	// A forked child may still have the description, so closing it would
 	// not unlock at once.
 	err := unix.Flock(int(l.file.Fd()), unix.LOCK_UN)
+	if err != nil {
+		err = fmt.Errorf("unlock repository %s: %w", l.path, err)
+	}
 	return errors.Join(err, l.file.Close())
 }
 

@@ -6,6 +6,7 @@ package composefs
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,10 @@ import (
 type objectDirs struct {
 	objects atomic.Int32 // -1: not open
 	fan     [256]atomic.Int32
+	// used are the directories in which an object was found or stored that
+	// links may be made to; lost says that one of those was removed.
+	used [256]atomic.Bool
+	lost atomic.Bool
 
 	mu    sync.Mutex
 	stale []int // replaced, but maybe in use; closed at the end
@@ -53,6 +58,35 @@ func (d *objectDirs) drop(slot *atomic.Int32) {
 		d.stale = append(d.stale, int(fd))
 		d.mu.Unlock()
 	}
+}
+
+// use notes that an object in a directory is relied on.
+func (d *objectDirs) use(dir int) {
+	if !d.used[dir].Load() {
+		d.used[dir].Store(true)
+	}
+}
+
+// check says whether the directories that are relied on are still there. Who
+// removes them does not know the lock, and what was in them is gone.
+func (d *objectDirs) check() error {
+	for i := range d.fan {
+		fd := d.fan[i].Load()
+		if fd < 0 || !d.used[i].Load() {
+			continue
+		}
+		var st unix.Stat_t
+		if err := retry(func() error { return unix.Fstat(int(fd), &st) }); err != nil {
+			return fmt.Errorf("stat objects/%02x: %w", i, err)
+		}
+		if st.Nlink == 0 {
+			d.lost.Store(true)
+		}
+	}
+	if d.lost.Load() {
+		return ErrObjectsRemoved
+	}
+	return nil
 }
 
 // objectName is an object's place: the number of its directory and its name
@@ -103,6 +137,9 @@ func (r *Repo) cachedDir(slot *atomic.Int32, path string, create bool) (int, err
 
 // forgetDirs is for when a directory turns out to have been removed.
 func (r *Repo) forgetDirs(dir int) {
+	if r.dirs.used[dir].Load() {
+		r.dirs.lost.Store(true)
+	}
 	r.dirs.drop(&r.dirs.fan[dir])
 	r.dirs.drop(&r.dirs.objects)
 }
@@ -122,5 +159,6 @@ func (r *Repo) lookup(id fsverity.Digest, st *unix.Stat_t) error {
 	if err != nil {
 		return r.pathError("stat", "objects/"+id.ObjectPath(), err)
 	}
+	r.dirs.use(dir)
 	return nil
 }

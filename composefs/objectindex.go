@@ -7,9 +7,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/bits"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -90,14 +92,14 @@ func (r *Repo) fanOut() ([]int, error) {
 	defer unix.Close(fd)
 	var dirs []int
 	err = eachDirent(fd, func(name []byte, kind uint8) error {
-		n, ok := hexByte(name)
-		if !ok || len(name) != 2 {
+		var n [1]byte
+		if !decodeHex(n[:], name) {
 			return nil
 		}
 		if kind != unix.DT_DIR {
 			return fmt.Errorf("%w: %s/objects/%s is not a directory", ErrIntegrity, r.path, name)
 		}
-		dirs = append(dirs, int(n))
+		dirs = append(dirs, int(n[0]))
 		return nil
 	})
 	if err != nil {
@@ -165,34 +167,13 @@ func decodeHex(dst, text []byte) bool {
 	if len(text) != 2*len(dst) {
 		return false
 	}
-	for i := range dst {
-		b, ok := hexByte(text[2*i:])
-		if !ok {
+	for _, c := range text {
+		if c < 'a' && c > '9' { // upper case, which the library accepts
 			return false
 		}
-		dst[i] = b
 	}
-	return true
-}
-
-// hexByte reads two lower-case digits.
-func hexByte(text []byte) (byte, bool) {
-	if len(text) < 2 {
-		return 0, false
-	}
-	high, ok1 := hexDigit(text[0])
-	low, ok2 := hexDigit(text[1])
-	return high<<4 | low, ok1 && ok2
-}
-
-func hexDigit(c byte) (byte, bool) {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0', true
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10, true
-	}
-	return 0, false
+	_, err := hex.Decode(dst, text)
+	return err == nil
 }
 
 // find looks an object up. ok is false when there is none.
@@ -225,6 +206,15 @@ func (x *objectIndex) set(id fsverity.Digest, m mark) (first, exists bool) {
 func (x *objectIndex) has(id fsverity.Digest, m mark) bool {
 	shard, i, ok := x.find(id)
 	return ok && shard.has(i, m)
+}
+
+// all reports whether every object has a mark.
+func (s *objectShard) all(m mark) bool {
+	n := 0
+	for i := range s.marks[m] {
+		n += bits.OnesCount64(s.marks[m][i].Load())
+	}
+	return n == len(s.keys)
 }
 
 func (s *objectShard) has(i int, m mark) bool {

@@ -317,12 +317,13 @@ func (r *Repo) publish(fd int, tmp string, id fsverity.Digest, size int64) (Outc
 		case err == nil:
 			r.unflushed.Store(true)
 			r.prove(id)
+			r.dirs.use(dir)
 			return Stored, nil
 		case errors.Is(err, fs.ErrNotExist): // the directory was removed
 			r.forgetDirs(dir)
 			continue
 		case !errors.Is(err, fs.ErrExist):
-			return 0, fmt.Errorf("link object %s: %w", id, err)
+			return 0, fmt.Errorf("link object %s in repository %s: %w", id, r.path, err)
 		}
 		ok, err := r.canAdopt(id, readerAtFD(fd), size)
 		if err != nil {
@@ -337,7 +338,7 @@ func (r *Repo) publish(fd int, tmp string, id fsverity.Digest, size int64) (Outc
 		r.prove(id)
 		return Stored, nil
 	}
-	return 0, fmt.Errorf("link object %s: %w", id, err)
+	return 0, fmt.Errorf("link object %s in repository %s: %w", id, r.path, err)
 }
 
 // replaceObject puts a file in the place of a broken object.
@@ -345,12 +346,12 @@ func (r *Repo) replaceObject(fd, objects int, tmp string, dirfd int, name string
 	if tmp == "" {
 		tmp = randomName(tmpObject)
 		if err := r.linkFile(fd, objects, "", objects, tmp); err != nil {
-			return fmt.Errorf("replace broken object %s: %w", name, err)
+			return fmt.Errorf("replace broken object %s in repository %s: %w", name, r.path, err)
 		}
 	}
 	if err := unix.Renameat(objects, tmp, dirfd, name); err != nil {
 		unix.Unlinkat(objects, tmp, 0) // the rename's error says more
-		return fmt.Errorf("replace broken object %s: %w", name, err)
+		return fmt.Errorf("replace broken object %s in repository %s: %w", name, r.path, err)
 	}
 	r.unflushed.Store(true)
 	return nil

@@ -14,12 +14,17 @@ import (
 )
 
 // SyncFS writes everything on the file system of the repository to disk. It
-// goes between the last object and the first link to one.
+// goes between the last object and the first link to one. When a directory with
+// objects was removed meanwhile, which nobody may do who knows the lock, the
+// error is [ErrObjectsRemoved], and no link must be made.
 func (r *Repo) SyncFS() error {
 	if err := r.enter(); err != nil {
 		return err
 	}
 	defer r.leave()
+	if err := r.dirs.check(); err != nil {
+		return fmt.Errorf("repository %s: %w", r.path, err)
+	}
 	stored := r.unflushed.Swap(false) // before: others may be storing meanwhile
 	if err := retry(func() error { return unix.Syncfs(r.rootfd()) }); err != nil {
 		if stored {

@@ -43,7 +43,11 @@ func Ensure(ctx context.Context, o Options) (*Store, error) {
 	}
 	created := false
 	if err := place.isStore(); errors.Is(err, ErrNoStore) {
-		if created, err = place.create(ctx, o); err != nil {
+		after := place.prepareHostStore(ctx, o.Log)
+		if created, err = place.create(ctx, o); err == nil {
+			err = after()
+		}
+		if err != nil {
 			return nil, fmt.Errorf("create containers-storage %s: %w", place.graphRoot, err)
 		}
 	} else if err != nil {
@@ -190,7 +194,7 @@ func (p *place) mayBecomeStore() (bool, error) {
 	for _, e := range entries {
 		switch e.Name() {
 		case "lost+found", driverDir, layersDir, imagesDir, "overlay-containers", "storage.lock", "userns.lock",
-			"libpod", "db.sql", "defaultNetworkBackend", operationLock:
+			"libpod", "db.sql", "defaultNetworkBackend":
 		default:
 			return false, fmt.Errorf("%w with the overlay driver, and the directory is not empty (%s is in it)", ErrNoStore, e.Name())
 		}

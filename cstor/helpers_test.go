@@ -62,7 +62,7 @@ func storeOptions(tb testing.TB, dir string) Options {
 	tb.Cleanup(func() { os.RemoveAll(run) })
 	return Options{
 		GraphRoot: filepath.Join(dir, "root"), RunRoot: filepath.Join(run, "r"),
-		LockTimeout: 20 * time.Second, Log: testLog(tb),
+		LockTimeout: 2 * time.Minute, Log: testLog(tb),
 	}
 }
 
@@ -155,7 +155,7 @@ func runTool(tb testing.TB, name string, args ...string) (string, error) {
 	must(tb, os.WriteFile(filepath.Join(home, "containers.conf"), []byte("[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n"), 0o600))
 	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_RUNTIME_DIR="+home, "XDG_CONFIG_HOME="+home,
 		"CONTAINERS_STORAGE_CONF="+home+"/storage.conf", "CONTAINERS_CONF="+home+"/containers.conf")
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 20 * time.Second
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -221,9 +221,12 @@ func helperProcess() bool {
 var helpers = map[string]func(context.Context) error{
 	"pull": helpPull,
 	"lock": helpLock,
+
+	"host-store": helpHostStore,
 }
 
-// helpPull pulls the references CSTOR_REF.
+// helpPull pulls the references CSTOR_REF and gives the images the names
+// CSTOR_NAMES.
 func helpPull(ctx context.Context) (err error) {
 	s, err := Ensure(ctx, Options{GraphRoot: os.Getenv("CSTOR_ROOT"), RunRoot: os.Getenv("CSTOR_RUN")})
 	if err != nil {
@@ -238,7 +241,7 @@ func helpPull(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		_, err = s.Pull(ctx, sourceOf(img), PullOptions{MinFree: -1})
+		_, err = s.Pull(ctx, sourceOf(img), PullOptions{Names: strings.Fields(os.Getenv("CSTOR_NAMES")), MinFree: -1})
 		if err := errors.Join(err, img.Close()); err != nil {
 			return err
 		}
@@ -261,14 +264,41 @@ func helpLock(context.Context) error {
 	return err
 }
 
-// startHelper starts another process for a job.
-func startHelper(tb testing.TB, job string, env ...string) (*exec.Cmd, *bytes.Buffer, io.ReadCloser) {
+// startHelper starts another process for a job. It returns what the process
+// writes to stderr, once it has ended.
+func startHelper(tb testing.TB, job string, env ...string) (*exec.Cmd, *bytes.Buffer) {
+	tb.Helper()
+	cmd, errs := helperCommand(tb, job, env)
+	must(tb, cmd.Start())
+	return cmd, errs
+}
+
+// pullElsewhere pulls in another process, so that this one has not opened the
+// store's locks for writing.
+func pullElsewhere(tb testing.TB, o Options, ref, name string) {
+	tb.Helper()
+	testutil.RequireRoot(tb)
+	cmd, errs := startHelper(tb, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref,
+		"CSTOR_NAMES="+name, "CSTOR_TMP="+tb.TempDir())
+	if err := cmd.Wait(); err != nil {
+		tb.Fatalf("%v\n%s", err, errs)
+	}
+}
+
+// startHelperWithInput is startHelper with pipes to the process and from it.
+func startHelperWithInput(tb testing.TB, job string, env ...string) (cmd *exec.Cmd, in io.WriteCloser, out io.ReadCloser) {
+	tb.Helper()
+	cmd, _ = helperCommand(tb, job, env)
+	in, out = check(cmd.StdinPipe())(tb), check(cmd.StdoutPipe())(tb)
+	must(tb, cmd.Start())
+	return cmd, in, out
+}
+
+func helperCommand(tb testing.TB, job string, env []string) (*exec.Cmd, *bytes.Buffer) {
 	tb.Helper()
 	cmd := exec.CommandContext(tb.Context(), check(os.Executable())(tb))
 	cmd.Env = append(append(os.Environ(), "CSTOR_TEST_HELPER="+job), env...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
-	out := check(cmd.StdoutPipe())(tb)
-	must(tb, cmd.Start())
-	return cmd, &errs, out
+	return cmd, &errs
 }

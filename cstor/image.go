@@ -34,6 +34,8 @@ type Image struct {
 	// GraphRoot is the store that the image is in.
 	GraphRoot string
 
+	bigDataNames []string
+
 	// What Lookup and Load add to it:
 
 	// Manifest is the manifest, byte for byte as it was pulled, with the digest

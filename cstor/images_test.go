@@ -5,12 +5,12 @@ package cstor
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -43,7 +43,16 @@ func makeImage(tb testing.TB, c ocilayout.Compression, layers ...layerFiles) str
 }
 
 func writeFiles(t *tar.Writer, files layerFiles) error {
+	directories := map[string]bool{}
 	for name, content := range files {
+		// The library's check expects directories to be in the archive.
+		if dir, _, ok := strings.Cut(name, "/"); ok && !directories[dir] {
+			directories[dir] = true
+			err := t.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755})
+			if err != nil {
+				return err
+			}
+		}
 		err := t.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content))})
 		if err != nil {
 			return err
@@ -126,13 +135,3 @@ func readArchive(tb testing.TB, s *Store, layer string) []byte {
 }
 
 var errBroken = errors.New("connection lost")
-
-// tarOf is an archive of files.
-func tarOf(tb testing.TB, files layerFiles) []byte {
-	tb.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	must(tb, writeFiles(w, files))
-	must(tb, w.Close())
-	return b.Bytes()
-}

@@ -58,6 +58,11 @@ const (
 type LabelOptions struct {
 	// Force looks at every file although the stamp says that it was done.
 	Force bool
+	// NewFiles says that files may have been created since the stamp was
+	// written. They have inherited their labels, unless the kernel knows none:
+	// it has SELinux turned off, or an installer runs on another system. Then
+	// every file is looked at, as with Force.
+	NewFiles bool
 	// NoStamp leaves no stamp, for a store that is about to be filled: what is
 	// created in a labelled directory inherits its label.
 	NoStamp bool
@@ -92,7 +97,8 @@ type LabelResult struct {
 // the first label is written.
 //
 // On a running system a fresh store is labelled twice: with NoStamp before
-// anything is pulled, and again afterwards. When a system is installed, once
+// anything is pulled, and again afterwards; one that is there with NewFiles after
+// each pull. When a system is installed, once
 // after the last pull.
 //
 // A label is written only where another one is found. Symbolic links are
@@ -113,7 +119,15 @@ func Label(ctx context.Context, root string, policy *selinux.Policy, o LabelOpti
 		return nil, err
 	}
 	if stamped && !o.Force {
-		return &LabelResult{Status: LabelStamped}, nil
+		inherited := true
+		if o.NewFiles {
+			if inherited, err = kernelLabels(); err != nil {
+				return nil, fmt.Errorf("label containers-storage: %w", err)
+			}
+		}
+		if inherited {
+			return &LabelResult{Status: LabelStamped}, nil
+		}
 	}
 
 	l := &labelWriter{root: dir, stamped: stamped}
@@ -162,6 +176,16 @@ func openLabelRoot(root string) (*os.File, error) {
 
 // procFD is a path that leads to the file that is open as fd.
 func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// kernelLabels reports whether the kernel gives new files a label by itself.
+func kernelLabels() (bool, error) {
+	list, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return false, err
+	}
+	// It is registered when SELinux is on, not when it is merely compiled in.
+	return bytes.Contains(list, []byte("\tselinuxfs\n")), nil
+}
 
 func hasStamp(dir *os.File) (bool, error) {
 	var stat unix.Stat_t

@@ -197,6 +197,20 @@ func TestLabel(t *testing.T) {
 		t.Errorf("a second run changed something (-before +after):\n%s", diff)
 	}
 
+	// New files have inherited their labels only where the kernel has SELinux.
+	writeFile(t, filepath.Join(dir, "overlay/x/diff/pulled"), "new")
+	byKernel, err := kernelLabels()
+	must(t, err)
+	result, err = Label(t.Context(), dir, policy, LabelOptions{NewFiles: true})
+	must(t, err)
+	if want := (LabelResult{Status: LabelDone, Visited: int64(len(labels)) + 3, NoContext: 2, Changed: 4}); !byKernel && *result != want {
+		t.Errorf("after a pull: %+v, want %+v", *result, want)
+	}
+	if byKernel && result.Status != LabelStamped {
+		t.Errorf("after a pull, with SELinux: %+v", *result)
+	}
+	must(t, os.RemoveAll(filepath.Join(dir, "overlay/x")))
+
 	// A file that was added, or got another label, is what a check is for.
 	writeFile(t, filepath.Join(dir, diff, "added"), "new")
 	must(t, unix.Lsetxattr(filepath.Join(dir, diff, "to-file"), labelXattr, []byte("system_u:object_r:usr_t:s0"), 0))

@@ -71,16 +71,21 @@ func (l *library) open(root string, o Options) (storage.Store, error) {
 }
 
 // close forgets the handle. It does not shut the store down: that would unmount
-// the driver's directory under podman's running containers.
+// the driver's directory under podman's running containers. A call of the
+// library that guard has left behind keeps the handle; this must not wait for
+// it.
 func (l *library) close() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.store != nil {
-		environment.Lock() // guards the library's table of stores, too
-		defer environment.Unlock()
-		l.store.Free()
-		l.store = nil
+	if !l.mu.TryLock() {
+		return
 	}
+	defer l.mu.Unlock()
+	if l.store == nil {
+		return
+	}
+	environment.Lock() // guards the library's table of stores, too
+	defer environment.Unlock()
+	l.store.Free()
+	l.store = nil
 }
 
 // checkMountProgram refuses a store that was made for fuse-overlayfs, whose

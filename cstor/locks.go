@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.podman.io/storage/pkg/lockfile"
-	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
@@ -106,31 +105,4 @@ func others(holders []filelock.Holder) []filelock.Holder {
 		return holders
 	}
 	return out
-}
-
-// operationLock is the name of cfs-pull's own lock file, beside the bootc-owned
-// store, or in a store that lies elsewhere.
-const operationLock = ".cfs-pull.lock"
-
-// LockOperation takes the operation lock, which excludes other cfs-pull
-// processes that change the store or what is made of it: hold it from
-// before Pull until the image is tagged, and while pruning. Others that use the
-// store, such as podman and bootc, do not know it. When it is not granted in
-// time, the error is a [*filelock.Error] that names the holder.
-func (s *Store) LockOperation(ctx context.Context) (unlock func() error, err error) {
-	f, err := os.OpenFile(s.lockPath, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open operation lock: %w", err)
-	}
-	err = filelock.Flock(ctx, f, "the operation on", unix.LOCK_EX, filelock.NewWaiter(s.options.LockTimeout))
-	if err != nil {
-		f.Close() // nothing was written
-		return nil, err
-	}
-	return func() error {
-		// A forked child may still have the description, so closing it would
-		// not unlock at once.
-		err := unix.Flock(int(f.Fd()), unix.LOCK_UN)
-		return errors.Join(err, f.Close())
-	}, nil
 }

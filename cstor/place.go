@@ -31,18 +31,8 @@ const (
 // with all links resolved.
 type place struct {
 	graphRoot string
-	// owned is set for the bootc-owned store below a sysroot.
-	owned bool
 	// oldLayout is set when ostree/bootc is a real directory.
 	oldLayout bool
-}
-
-// lockPath is the file of the operation lock.
-func (p *place) lockPath() string {
-	if p.owned {
-		return filepath.Join(filepath.Dir(p.graphRoot), operationLock)
-	}
-	return filepath.Join(p.graphRoot, operationLock)
 }
 
 // locate finds the place and touches nothing.
@@ -59,7 +49,7 @@ func locate(o Options) (*place, error) {
 		return nil, fmt.Errorf("find containers-storage below %s: %w", o.Sysroot, &os.PathError{Op: "open", Path: o.Sysroot, Err: err})
 	}
 	defer unix.Close(sysroot)
-	p := &place{owned: true}
+	p := &place{}
 	if p.oldLayout, err = isRealDirectory(sysroot, compatLink); err != nil {
 		return nil, fmt.Errorf("find containers-storage below %s: %w", o.Sysroot, err)
 	}

@@ -128,4 +128,6 @@ type PullResult struct {
 	Layers, LayersPresent int
 	// BytesFetched counts compressed bytes.
 	BytesFetched int64
+	// Copy is set by CopyImage.
+	Copy CopyStats
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -451,5 +452,53 @@ func TestDecide(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(s.graphRoot, imagesFile), []byte("[{"), 0o600))
 	if _, _, err := s.Decide(PolicyMissing, "example.com/os"); err == nil {
 		t.Error("no error for unreadable records")
+	}
+}
+
+// A process that is killed leaves nothing but complete layers for the next one.
+func TestPullIsKilled(t *testing.T) {
+	o := storeOptions(t, t.TempDir())
+	ref := layeredImage(t)
+	killed := 0
+	for delay := 40 * time.Millisecond; ; delay += 40 * time.Millisecond {
+		cmd, errs := startHelper(t, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref, "CSTOR_TMP="+t.TempDir())
+		timer := time.AfterFunc(delay, func() { _ = cmd.Process.Kill() })
+		err := cmd.Wait()
+		timer.Stop()
+		if err == nil {
+			break
+		}
+		if killed++; cmd.ProcessState.ExitCode() != -1 {
+			t.Fatalf("after %d kills: %v\n%s", killed, err, errs)
+		}
+		if reader, err := OpenExisting(t.Context(), o); err == nil {
+			for _, img := range check(reader.Images())(t) {
+				check(reader.Layers(check(reader.Lookup(img.ID))(t)))(t)
+			}
+			must(t, reader.Close())
+		}
+	}
+	if killed < 3 {
+		t.Errorf("killed %d times only", killed)
+	}
+	s := openStore(t, o)
+	if len(ids(t, s, layersFile)) != 3 || len(check(s.Images())(t)) != 1 {
+		t.Errorf("layers %v", ids(t, s, layersFile))
+	}
+	checkStore(t, s)
+	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the temporary store: %v", err)
+	}
+	for _, line := range readMounts(t) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || !strings.HasPrefix(fields[4], o.GraphRoot) {
+			continue
+		}
+		// The library tries out the kernel's overlay, once for each run root; that
+		// is the one moment in which something is mounted.
+		if dir := filepath.Join(o.GraphRoot, driverDir) + "/"; !strings.HasPrefix(fields[4], dir+"compat") && !strings.HasPrefix(fields[4], dir+"metacopy-check") {
+			t.Errorf("still mounted: %s", line)
+		}
+		must(t, unix.Unmount(fields[4], unix.MNT_DETACH))
 	}
 }

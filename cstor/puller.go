@@ -10,6 +10,8 @@ import (
 	"io"
 	"sync/atomic"
 
+	"go.podman.io/storage"
+
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 )
 
@@ -20,8 +22,11 @@ type puller struct {
 	options  PullOptions
 	manifest *oci.Manifest
 	config   []byte
-	result   *PullResult
-	fetched  atomic.Int64
+	// documents are big data of the image beside the manifest, its index and
+	// the config.
+	documents []storage.ImageBigDataOption
+	result    *PullResult
+	fetched   atomic.Int64
 }
 
 // Pull brings the image of src into the store: the layers that are missing, the
@@ -30,6 +35,14 @@ type puller struct {
 // Nothing of a layer is visible before its blob and its archive were verified.
 // The result is never nil.
 func (s *Store) Pull(ctx context.Context, src Source, o PullOptions) (*PullResult, error) {
+	p := s.newPuller(src, o)
+	err := p.run(ctx, func(w *writer, layers []*stored) error { return p.storeLayers(ctx, w, layers) },
+		func(layers []*stored) error { return p.checkSpace(layers, p.options) })
+	p.result.BytesFetched = p.fetched.Load()
+	return p.result, err
+}
+
+func (s *Store) newPuller(src Source, o PullOptions) *puller {
 	if o.ParallelLayers <= 0 {
 		o.ParallelLayers = DefaultParallelLayers
 	}
@@ -37,13 +50,12 @@ func (s *Store) Pull(ctx context.Context, src Source, o PullOptions) (*PullResul
 	if o.Events == nil {
 		o.Events = func(Event) {}
 	}
-	p := &puller{Store: s, src: src, options: o, result: &PullResult{ManifestDigest: oci.DigestOf(src.Manifest)}}
-	err := p.pull(ctx)
-	p.result.BytesFetched = p.fetched.Load()
-	return p.result, err
+	return &puller{Store: s, src: src, options: o, result: &PullResult{ManifestDigest: oci.DigestOf(src.Manifest)}}
 }
 
-func (p *puller) pull(ctx context.Context) (err error) {
+// run makes the image. store stores its missing layers, after checkSpace was
+// told about them.
+func (p *puller) run(ctx context.Context, store func(*writer, []*stored) error, checkSpace func([]*stored) error) (err error) {
 	if p.manifest, err = oci.ParseManifest(p.src.Manifest); err != nil {
 		return fmt.Errorf("image %s: %w", p.src.Reference, err)
 	}
@@ -52,7 +64,7 @@ func (p *puller) pull(ctx context.Context) (err error) {
 	}
 	p.result.ImageID = layerID("", p.result.ConfigDigest)
 	p.result.Layers = len(p.manifest.Layers)
-	existing, err := p.complete()
+	existing, err := p.complete(ctx)
 	if err != nil {
 		return err
 	}
@@ -69,7 +81,7 @@ func (p *puller) pull(ctx context.Context) (err error) {
 		return p.keep(ctx, existing)
 	}
 	var layers []*stored
-	err = p.withRecords(func(v view) error {
+	err = p.withRecords(ctx, func(v view) error {
 		layers, err = v.plan(p.manifest, config.DiffIDs)
 		return err
 	})
@@ -82,14 +94,14 @@ func (p *puller) pull(ctx context.Context) (err error) {
 		}
 	}
 	p.announce(layers)
-	if err := p.checkSpace(layers, p.options); err != nil {
+	if err := checkSpace(layers); err != nil {
 		return err
 	}
 	w, err := p.writer(ctx)
 	if err != nil {
 		return err
 	}
-	if err := p.storeLayers(ctx, w, layers); err != nil {
+	if err := store(w, layers); err != nil {
 		if isSystem(err) {
 			err = errors.Join(err, w.recover(ctx))
 		}

@@ -23,11 +23,11 @@ import (
 type view []*records
 
 // withRecords calls f with the records, and holds the locks meanwhile.
-func (s *Store) withRecords(f func(view) error) error {
+func (s *Store) withRecords(ctx context.Context, f func(view) error) error {
 	var v view
 	for i, root := range append([]string{s.graphRoot}, s.options.AdditionalImageStores...) {
 		readOnly := i > 0
-		unlock, err := lockForReading(context.Background(), root, readOnly, s.options.LockTimeout)
+		unlock, err := lockForReading(ctx, root, readOnly, s.options.LockTimeout)
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,8 @@ func (v view) images() []*Image {
 func (i *imageRecord) image(r *records) *Image {
 	img := &Image{
 		ID: i.ID, Names: slices.Clone(i.Names), Created: i.Created, TopLayer: i.Layer,
-		ReadOnly: r.readOnly, GraphRoot: r.root,
+		bigDataNames: slices.Clone(i.BigDataNames),
+		ReadOnly:     r.readOnly, GraphRoot: r.root,
 	}
 	// What is not a SHA-256 digest names no manifest that we could use.
 	img.ManifestDigest, _ = oci.ParseDigest(i.BigDataDigests[manifestKey])
@@ -89,7 +90,7 @@ func (v view) layer(id string) (*records, *layerRecord) {
 // Images lists the images, those of additional image stores last, without
 // their manifests and configs.
 func (s *Store) Images() (images []*Image, err error) {
-	err = s.withRecords(func(v view) error {
+	err = s.withRecords(context.Background(), func(v view) error {
 		images = v.images()
 		return nil
 	})
@@ -100,7 +101,11 @@ func (s *Store) Images() (images []*Image, err error) {
 // or by a manifest digest, and loads its manifest and config. A
 // [*NotFoundError] says that there is none.
 func (s *Store) Lookup(nameOrIDOrDigest string) (img *Image, err error) {
-	err = s.withRecords(func(v view) error {
+	return s.lookup(context.Background(), nameOrIDOrDigest)
+}
+
+func (s *Store) lookup(ctx context.Context, nameOrIDOrDigest string) (img *Image, err error) {
+	err = s.withRecords(ctx, func(v view) error {
 		img = find(v.images(), nameOrIDOrDigest)
 		if img == nil {
 			return &NotFoundError{GraphRoot: s.graphRoot, Name: nameOrIDOrDigest}
@@ -116,7 +121,7 @@ func (s *Store) Lookup(nameOrIDOrDigest string) (img *Image, err error) {
 // Load reads the manifest and the config of an image that Images has listed. A
 // [*NotFoundError] says that it was removed since.
 func (s *Store) Load(img *Image) error {
-	return s.withRecords(func(v view) error {
+	return s.withRecords(context.Background(), func(v view) error {
 		i := slices.IndexFunc(v.images(), func(i *Image) bool { return i.ID == img.ID && i.GraphRoot == img.GraphRoot })
 		if i < 0 {
 			return &NotFoundError{GraphRoot: img.GraphRoot, Name: img.ID}
@@ -138,7 +143,7 @@ func (img *Image) load() error {
 		manifest, err = img.bigData(manifestKey, maxManifest) // as older writers store it
 	}
 	if err != nil {
-		return fail("manifest", err)
+		return fail("manifest", missing(err))
 	}
 	if got := oci.DigestOf(manifest); got != img.ManifestDigest {
 		return fail("manifest", fmt.Errorf("%w: it has digest %s, the record says %s", ErrIncomplete, got, img.ManifestDigest))
@@ -152,11 +157,8 @@ func (img *Image) load() error {
 		return fail("manifest", err)
 	}
 	config, err := img.bigData(configDigest.String(), maxConfig)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("%w: %w", ErrIncomplete, err)
-	}
 	if err != nil {
-		return fail("config", err)
+		return fail("config", missing(err))
 	}
 	if got := oci.DigestOf(config); got != configDigest {
 		return fail("config", fmt.Errorf("%w: it has digest %s, the manifest says %s", ErrIncomplete, got, configDigest))
@@ -169,6 +171,14 @@ func (img *Image) load() error {
 	return nil
 }
 
+// missing marks the error for a file that is not there.
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrIncomplete, err)
+	}
+	return err
+}
+
 func (img *Image) bigData(key string, limit int64) ([]byte, error) {
 	return rooted.ReadFile(img.GraphRoot, bigDataPath(img.ID, key), limit)
 }
@@ -176,8 +186,10 @@ func (img *Image) bigData(key string, limit int64) ([]byte, error) {
 // Layers lists the layers of an image that Lookup or Load has loaded, lowest
 // first: as many as it has diff_ids, else the error is ErrIncomplete, as
 // it is when a layer's recorded diff_id is not that of the config.
-func (s *Store) Layers(img *Image) (layers []Layer, err error) {
-	err = s.withRecords(func(v view) error {
+func (s *Store) Layers(img *Image) ([]Layer, error) { return s.layers(context.Background(), img) }
+
+func (s *Store) layers(ctx context.Context, img *Image) (layers []Layer, err error) {
+	err = s.withRecords(ctx, func(v view) error {
 		layers, err = v.chain(img)
 		return err
 	})

@@ -15,11 +15,11 @@ import (
 )
 
 // Store is a containers-storage. Its methods may be called by several
-// goroutines, but one operation at a time should change it.
+// goroutines, but one operation at a time should change it: hold
+// composefs.LockOperation meanwhile.
 type Store struct {
 	options   Options
 	graphRoot string
-	lockPath  string // of the operation lock
 	created   bool
 	lib       library
 }
@@ -58,7 +58,7 @@ func newStore(o Options, p *place) (*Store, error) {
 		return nil, fmt.Errorf("open containers-storage %s: %w", p.graphRoot, err)
 	}
 	o.RunRoot = runRoot
-	return &Store{options: o, graphRoot: p.graphRoot, lockPath: p.lockPath()}, nil
+	return &Store{options: o, graphRoot: p.graphRoot}, nil
 }
 
 // Close gives everything back. The mount table and the open files are as they

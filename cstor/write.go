@@ -155,7 +155,7 @@ func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.
 	}
 	switch {
 	case errors.Is(err, storage.ErrDuplicateID):
-		return w.checkStored(l) // another process was faster
+		return w.checkStored(ctx, l) // another process was faster
 	case err != nil && stream.err != nil && stream.err != io.EOF:
 		return stream.err
 	case err != nil:
@@ -170,8 +170,8 @@ func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.
 // checkStored is nil if the store has a layer in full. The library also knows
 // layers that it could neither finish nor remove, on a full file system for
 // example.
-func (w *writer) checkStored(l *stored) error {
-	return w.withRecords(func(v view) error {
+func (w *writer) checkStored(ctx context.Context, l *stored) error {
+	return w.withRecords(ctx, func(v view) error {
 		r, record := v.layer(l.id)
 		if record == nil || record.incomplete() {
 			return fmt.Errorf("store layer %s: %w: an incomplete layer with this id could not be removed", l.id, ErrCorrupt)
@@ -335,6 +335,7 @@ func (p *puller) bigData() []storage.ImageBigDataOption {
 	if p.src.Index != nil && oci.DigestOf(p.src.Index) != p.result.ManifestDigest {
 		items = append(items, item(manifestKey+"-"+oci.DigestOf(p.src.Index).String(), p.src.Index))
 	}
+	items = append(items, p.documents...)
 	return append(items,
 		item(manifestKey+"-"+p.result.ManifestDigest.String(), p.src.Manifest),
 		item(manifestKey, p.src.Manifest))
@@ -375,14 +376,14 @@ func (p *puller) addNames(ctx context.Context, w *writer, have []string) error {
 
 // complete is the image in the store with the config's digest for its id, if
 // all its layers are there in full; else nil.
-func (p *puller) complete() (*Image, error) {
-	img, err := p.Lookup(p.result.ImageID)
+func (p *puller) complete(ctx context.Context) (*Image, error) {
+	img, err := p.lookup(ctx, p.result.ImageID)
 	if _, absent := errors.AsType[*NotFoundError](err); absent {
 		return nil, nil
 	}
 	var layers []Layer
 	if err == nil {
-		layers, err = p.Layers(img)
+		layers, err = p.layers(ctx, img)
 	}
 	if errors.Is(err, ErrIncomplete) || errors.Is(err, ErrUnsupported) {
 		p.log().Warn("an image in the store is not complete", "image", p.result.ImageID, "error", err)
@@ -415,6 +416,13 @@ func (p *puller) keep(ctx context.Context, img *Image) error {
 	wanted := []oci.Digest{p.result.ManifestDigest}
 	if p.src.Index != nil {
 		wanted = append(wanted, oci.DigestOf(p.src.Index))
+	}
+	for _, item := range p.documents {
+		if text, ok := strings.CutPrefix(item.Key, manifestKey+"-"); ok {
+			if d, err := oci.ParseDigest(text); err == nil {
+				wanted = append(wanted, d)
+			}
+		}
 	}
 	known := !slices.ContainsFunc(wanted, func(d oci.Digest) bool { return !slices.Contains(img.Digests, d) })
 	if !known || img.ManifestDigest != p.result.ManifestDigest {

@@ -68,18 +68,22 @@ func (zeroReader) Read(p []byte) (int, error) {
 
 func TestDecompressionBombs(t *testing.T) {
 	const size = 300 << 20
-	bomb := layoutOf(t, ocilayout.Zstd, func(tw *tar.Writer) error { return zeros(tw, "usr/zeros", size) })
+	fill := func(tw *tar.Writer) error { return zeros(tw, "usr/zeros", size) }
+	zstd, gzip := layoutOf(t, ocilayout.Zstd, fill), layoutOf(t, ocilayout.Gzip, fill)
 	for _, test := range []struct {
 		name   string
+		bomb   string
 		limits oci.Limits
 		want   string // in the message; empty for success
 	}{
-		{"ratio", oci.Limits{}, "--max-compression-ratio"},
-		{"size", oci.Limits{MaxRatio: 1 << 40, MaxLayerSize: size / 2}, "--max-layer-size"},
-		{"allowed", oci.Limits{MaxRatio: 1 << 40}, ""},
+		{"ratio", zstd, oci.Limits{}, "--max-compression-ratio"},
+		{"size", zstd, oci.Limits{MaxRatio: 1 << 40, MaxLayerSize: size / 2}, "--max-layer-size"},
+		{"allowed", zstd, oci.Limits{MaxRatio: 1 << 40}, ""},
+		{"gzip ratio", gzip, oci.Limits{MaxRatio: 500}, "--max-compression-ratio"},
+		{"gzip size", gzip, oci.Limits{MaxLayerSize: size / 2}, "--max-layer-size"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			o := pullOptions(newRepo(t, composefs.InitOptions{}), bomb)
+			o := pullOptions(newRepo(t, composefs.InitOptions{}), test.bomb)
 			o.NoBoot, o.Limits = true, test.limits
 			_, err := pipeline.Direct(t.Context(), o)
 			if test.want == "" {

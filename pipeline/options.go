@@ -92,7 +92,7 @@ type Options struct {
 }
 
 // DefaultHostStore is where podman keeps the images of root.
-const DefaultHostStore = "/var/lib/containers/storage"
+const DefaultHostStore = cstor.HostGraphRoot
 
 // SourceStore says where a unified pull looks for an image that is named by
 // the transport containers-storage.

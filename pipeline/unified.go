@@ -44,7 +44,7 @@ func (p *pull) unified(ctx context.Context) (err error) {
 		return err
 	}
 	// At last, when all is there that gets labels.
-	return errors.Join(err, atStage(StageLabel, u.label(ctx, cstor.LabelOptions{})))
+	return errors.Join(err, atStage(StageLabel, u.label(ctx, cstor.LabelOptions{NewFiles: u.result.Changed})))
 }
 
 // loadPolicy is the SELinux policy of the system that store and repository

@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -181,7 +182,7 @@ func (c *idComputer) compute(ctx context.Context, what string) (*computeIDJSON, 
 		result, err = c.ids(root)
 		return err
 	})
-	if is[*oci.NotFoundError](err) {
+	if is[*oci.NotFoundError](err) || errors.Is(err, composefs.ErrNotRepository) {
 		if _, statErr := os.Lstat(what); statErr == nil {
 			return nil, fmt.Errorf("%w; for the file of that name write ./%s", err, what)
 		}

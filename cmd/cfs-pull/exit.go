@@ -117,6 +117,8 @@ func classify(err error) failure {
 		return failure{exitOther, "deployments", ""}
 	case errors.Is(err, composefs.ErrUndecided):
 		return failure{exitIntegrity, "undecided", "pull the image again, or remove its tag; \"cfs-pull fsck\" says what is wrong"}
+	case is[*labelError](err):
+		return failure{exitOther, "labels", "\"cfs-pull label --force\" sets them"}
 	case is[*garbageError](err):
 		return failure{exitOther, "garbage", ""}
 	case is[*fetch.IntegrityError](err), errors.Is(err, oci.ErrIntegrity), errors.Is(err, composefs.ErrIntegrity),

@@ -108,6 +108,7 @@ func newRootCommand() *cobra.Command {
 		newImagesCommand(),
 		newInitCommand(),
 		newInspectCommand(),
+		newLabelCommand(),
 		newLsCommand(),
 		newMountCommand(),
 		newStatusCommand(),

@@ -31,9 +31,9 @@ func (m *mounter) mountOverlay(l *layers, attributes int) (*os.File, error) {
 			c.setFile("workdir", l.upper.work, remedyUpper)
 		}
 		mount, err := c.mount(attributes, l.remedy())
-		// Descriptors of layers came with Linux 6.13, those of mounts that are
-		// attached nowhere with 6.15.
-		if err == nil || !errors.Is(err, unix.EINVAL) {
+		// Descriptors of layers came with Linux 6.13 (EINVAL before), those of
+		// mounts that are attached nowhere with 6.15 (EBADF before).
+		if err == nil || !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EBADF) {
 			return mount, err
 		}
 	}

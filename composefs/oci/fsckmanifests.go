@@ -76,6 +76,10 @@ func (f *fsck) manifestOK(d Digest) bool {
 		}
 		return false // its link has been reported
 	}
+	sound := !f.c.Damaged(id)
+	if !sound {
+		f.commitAgain(d)
+	}
 	doc, err := f.readChecked(id, splitstream.Manifest)
 	if err == nil && DigestOf(doc.raw) != d {
 		f.commitAgain(d)
@@ -114,7 +118,7 @@ func (f *fsck) manifestOK(d Digest) bool {
 	if checked.ok && len(checked.config.DiffIDs) != len(m.Layers) {
 		return bad(ConfigParseFailed, "the config lists %d layers, the manifest %d", len(checked.config.DiffIDs), len(m.Layers))
 	}
-	return checked.ok
+	return checked.ok && sound
 }
 
 // checkConfigLink reports a config that a manifest names and whose link leads
@@ -194,15 +198,16 @@ func (f *fsck) config(id fsverity.Digest, d Digest, container bool, manifest Dig
 		bad(ConfigDigestMismatch, "its content has digest %s", DigestOf(c.raw))
 	}
 	if err != nil {
-		if !manifest.IsZero() {
-			f.commitAgain(manifest)
-		}
+		f.commitConfig(c)
 		if !errors.Is(err, errTold) {
 			bad(ConfigReadFailed, "%v", err)
 		}
 		return c
 	}
-	c.ok = true
+	c.ok = !f.c.Damaged(id)
+	if !c.ok {
+		f.commitConfig(c)
+	}
 	c.config, err = ParseLoneConfig(c.raw)
 	if err != nil && container {
 		c.ok = bad(ConfigParseFailed, "%v", err)
@@ -273,6 +278,7 @@ func (f *fsck) commitConfig(c *checkedConfig) {
 // linked.
 func (f *fsck) configImages(c *checkedConfig, path string, bad func(composefs.Kind, string, ...any) bool) bool {
 	ok := true
+	seen := map[fsverity.Digest]bool{}
 	for _, ref := range imageRefs(c.images()) {
 		if _, known := ParseImageKey(ref.name); !known {
 			f.c.Report(composefs.Finding{
@@ -280,6 +286,10 @@ func (f *fsck) configImages(c *checkedConfig, path string, bad func(composefs.Ki
 				Message: fmt.Sprintf("it names an EROFS image as %.200q, which is not known here", ref.name),
 			})
 		}
+		if seen[ref.id] {
+			continue
+		}
+		seen[ref.id] = true
 		switch exists, linked := f.c.Exists(ref.id), f.c.ImageLink(ref.id); {
 		case !exists && !f.c.HasImageLink(ref.id):
 			f.c.Report(composefs.Finding{

@@ -74,6 +74,14 @@ func (f *fsck) recommit(ctx context.Context, d Digest) error {
 	if err := f.findImages(ctx, configDigest, im); err != nil {
 		return err
 	}
+	// A damaged stream would be taken for the one that is written now.
+	for _, name := range []string{ConfigStream(configDigest), ManifestStream(d)} {
+		if id, ok := f.c.StreamLink(name); ok {
+			if err := f.c.DropDamaged(ctx, id); err != nil {
+				return err
+			}
+		}
+	}
 	_, err = Commit(ctx, f.repo, im)
 	return err
 }
@@ -109,35 +117,54 @@ func (f *fsck) findLayers(ctx context.Context, manifest, config Digest, im *Imag
 		}
 	}
 	for _, d := range im.DiffIDs {
-		id, ok, err := LayerComplete(f.repo, d)
+		id, linked, err := f.findLayer(ctx, d, named)
 		if err != nil {
 			return err
 		}
-		if !ok {
-			for _, refs := range named {
-				if id, ok = refs[d.String()]; ok {
-					break
-				}
+		im.Layers[d] = id
+		if !linked && f.c.HasStreamLink(LayerStream(d)) {
+			// Its link leads to another layer, or to nothing.
+			if err := f.repo.LinkStream(LayerStream(d), id); err != nil {
+				return err
 			}
 		}
-		if !ok {
-			return fmt.Errorf("layer %s is not there, or not complete: %w", d, errPull)
-		}
-		if err := f.proveLayer(ctx, d, id); err != nil {
-			return err
-		}
-		im.Layers[d] = id
 	}
 	return nil
 }
 
-// findImages finds the EROFS images of an image. Those that its config names
-// are kept by Commit. When there is no config that could be read, the plain
-// image is made, which every config names; a boot image belongs to it if it is
-// there under the name that comes out.
+// findLayer finds the stream of a layer.
+func (f *fsck) findLayer(ctx context.Context, d Digest, named []map[string]fsverity.Digest) (id fsverity.Digest, linked bool, err error) {
+	if id, linked, err = LayerComplete(f.repo, d); err != nil {
+		return id, false, err
+	}
+	if linked {
+		if err = f.proveLayer(ctx, d, id); err == nil {
+			return id, true, nil
+		}
+	}
+	for _, refs := range named {
+		id, ok := refs[d.String()]
+		if !ok {
+			continue
+		}
+		if err = f.proveLayer(ctx, d, id); err == nil {
+			return id, false, nil
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("layer %s is not there, or not complete: %w", d, errPull)
+	}
+	return fsverity.Digest{}, false, err
+}
+
+// findImages finds the EROFS images of an image: those that its config names.
+// When there is no config that could be read, the plain image is made, which
+// every config names; a boot image belongs to it if it is there under the name
+// that comes out.
 func (f *fsck) findImages(ctx context.Context, config Digest, im *Image) error {
-	if _, err := OpenConfig(f.repo, config); err == nil {
-		return nil
+	if old, err := OpenConfig(f.repo, config); err == nil {
+		im.Images, err = StoredImages(f.repo, old)
+		return err
 	}
 	var layers []fsverity.Digest
 	for _, d := range im.DiffIDs {
@@ -156,7 +183,10 @@ func (f *fsck) findImages(ctx context.Context, config Digest, im *Image) error {
 		for _, version := range f.repo.Versions() {
 			v := Variant{Boot: true, Version: version, Mode: mode}
 			// An image without the directories of a bootable one has none.
-			if id, err := rebuild.Compute(ctx, v); err == nil && f.c.Exists(id) {
+			// With another mode it may be the same, which says nothing.
+			same := v
+			same.Mode = AllowlistOnly
+			if id, err := rebuild.Compute(ctx, v); err == nil && f.c.Exists(id) && im.Images[same.Key()] != id {
 				im.Images[v.Key()] = id
 			}
 			if ctx.Err() != nil {

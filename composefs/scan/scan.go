@@ -31,6 +31,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -76,6 +77,7 @@ func Read(ctx context.Context, dir *os.File, o Options) (*Tree, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0) + 1)
 	s := &scanner{Options: o, tree: t, group: group, inodes: map[inode]*tree.Node{}}
+	s.hashers.New = func() any { return fsverity.NewHasher(o.Algorithm) }
 	group.Go(func() error {
 		var err error
 		t.Root, err = s.root(ctx)
@@ -114,6 +116,7 @@ type scanner struct {
 	Options
 	tree    *Tree
 	group   *errgroup.Group // hashes
+	hashers sync.Pool
 	inodes  map[inode]*tree.Node
 	entries int
 }
@@ -242,14 +245,17 @@ func (s *scanner) regular(ctx context.Context, n *tree.Node, f *os.File, path st
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		id, size, err := fsverity.SumReader(s.Algorithm, io.LimitReader(content, min(st.Size, math.MaxInt64-1)+1))
+		hasher := s.hashers.Get().(*fsverity.Hasher)
+		defer s.hashers.Put(hasher)
+		hasher.Reset()
+		size, err := hasher.ReadFrom(io.LimitReader(content, min(st.Size, math.MaxInt64-1)+1))
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.Name(), err)
 		}
 		if size != st.Size {
 			return changed
 		}
-		n.Object = id
+		n.Object = hasher.Sum()
 		return nil
 	}
 	// The walk is one of the group, so it must not wait for a place in it.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"slices"
 	"strconv"
@@ -179,7 +180,7 @@ func (r *Reader) readNames() error {
 	defer d.Close()
 	text, err := io.ReadAll(io.LimitReader(d, maxNamesSize+1))
 	if err != nil {
-		return fmt.Errorf("%w: decompress named_refs: %w", ErrFormat, err)
+		return malformed("decompress named_refs", err)
 	}
 	if len(text) > maxNamesSize {
 		return fmt.Errorf("%w: named_refs is more than %d bytes", ErrFormat, maxNamesSize)
@@ -397,8 +398,17 @@ func (c *ChunkReader) fail(what string, err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	c.err = fmt.Errorf("%w: read %s: %w", ErrFormat, what, err)
+	c.err = malformed("read "+what, err)
 	return c.err
+}
+
+// malformed marks an error of the decoder, unless it comes from reading the
+// file: a disk that does not answer says nothing about the format.
+func malformed(doing string, err error) error {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
+		return fmt.Errorf("%s of splitstream: %w", doing, err)
+	}
+	return fmt.Errorf("%w: %s: %w", ErrFormat, doing, err)
 }
 
 // Reassemble writes the original bytes to w. It gets the content of objects

@@ -197,7 +197,7 @@ func TestUnpack(t *testing.T) {
 	}{
 		{"empty", nil},
 		{"files", []member{
-			dir("./", 0o755), dir("./usr/", 0o755), file("./usr/empty", 0o644, ""), file("./usr/inline", 0o600, "small"),
+			dir("./", 0o751).owned(3, 4).xattr("user.root", "r"), dir("./usr/", 0o755), file("./usr/empty", 0o644, ""), file("./usr/inline", 0o600, "small"),
 			file("./usr/external", 0o644, large), file("usr/exec", 0o755, large), file("/usr/absolute", 0o644, "x"),
 			file("./usr//./odd", 0o644, "y"), file("usr/"+long, 0o644, large[:65]), file("usr/new\nline", 0o644, "z"), file("usr/\xff\xfe", 0o644, "bytes"),
 		}},

@@ -116,6 +116,7 @@ func cutScenario(t *testing.T, bin string, s Scenario, kind loopfs.Kind, cuts in
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := map[string]int{}
 	b := newBench(t, kind, w)
 	entries, ended := b.record(t, w)
 	flushes, bytes := 0, 0
@@ -126,17 +127,27 @@ func cutScenario(t *testing.T, bin string, s Scenario, kind loopfs.Kind, cuts in
 		}
 	}
 	kept := map[string]int{}
-	for _, c := range Cuts(entries, cuts, rand.New(rand.NewPCG(1, uint64(len(entries))))) {
+	done := 0
+	for i, c := range Cuts(entries, cuts, shift(), rand.New(rand.NewPCG(1, uint64(1000*shift())))) {
+		if interrupted.Load() {
+			break
+		}
+		done++
 		kept[c.Keep.String()]++
 		disk, err := c.After(b.base, b.size, entries)
 		if err != nil {
 			t.Fatal(err)
 		}
+		w.Found = nil
+		if long && i%4 == 0 {
+			w.Found = found
+		}
 		if err := b.judge(t, w, disk, c.Issued >= ended); err != nil {
 			t.Errorf("cut at %+v of %d entries (the command had ended at %d): %v", c, len(entries), ended, err)
 		}
 	}
-	t.Logf("%d crash images %v; %d entries, %d flushes, %d bytes", cuts, kept, len(entries), flushes, bytes)
+	t.Logf("%d crash images %v; %d entries, %d flushes, %d bytes; fsck found: %v", done, kept, len(entries), flushes, bytes, found)
+	tally(s.Name, string(kind)+" crash images", done)
 }
 
 // judge mounts what a power cut left and looks at it.

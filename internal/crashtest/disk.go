@@ -172,8 +172,9 @@ func (k Keep) String() string { return []string{"none", "all", "some", "parts"}[
 
 // Cuts are n moments of a recording, spread over all its flushes. For each flush
 // there is first the medium as it was then; the others have some of what came
-// until the next flush.
-func Cuts(entries []Entry, n int, rng *rand.Rand) []Cut {
+// until the next flush. Where there are more flushes than moments, shift, below
+// 1, says which ones are taken.
+func Cuts(entries []Entry, n int, shift float64, rng *rand.Rand) []Cut {
 	flushes := []int{0} // as it was in the beginning
 	for i, e := range entries {
 		if e.Flush {
@@ -182,7 +183,7 @@ func Cuts(entries []Entry, n int, rng *rand.Rand) []Cut {
 	}
 	var cuts []Cut
 	for i := range n {
-		at := i * len(flushes) / n
+		at := int((float64(i) + shift) * float64(len(flushes)) / float64(n))
 		kind := KeepNone
 		if n >= len(flushes) {
 			at = i % len(flushes)

@@ -387,3 +387,15 @@ func (i *inspector) image(name string) error {
 	}
 	return nil
 }
+
+// tags are the names of refs of OCI images.
+func (i *Inspection) tags() []string {
+	var out []string
+	for ref := range i.Refs {
+		if tag, ok := strings.CutPrefix(ref, "streams/refs/oci/"); ok {
+			out = append(out, tag)
+		}
+	}
+	slices.Sort(out)
+	return out
+}

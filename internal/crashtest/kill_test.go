@@ -4,8 +4,10 @@
 package crashtest
 
 import (
+	"math"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -15,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/loopfs"
-	"github.com/cfs-pull/cfs-pull/internal/microvm"
+	"github.com/cfs-pull/cfs-pull/internal/testutil"
 )
 
 // count is how much of something a test does: a number from the environment
@@ -31,6 +33,21 @@ func count(t *testing.T, name string, short int) int {
 		t.Fatalf("%s=%q: want a number", name, text)
 	}
 	return n
+}
+
+// long says that the long form was asked for.
+var long = os.Getenv("CFS_PULL_KILLS")+os.Getenv("CFS_PULL_CUTS")+os.Getenv("CFS_PULL_FAULTS") != ""
+
+// shift is how far, of the distance between two of the moments that a run
+// chooses, they lie behind those of the first run: the long form runs several
+// times and hits other moments each time.
+func shift() float64 {
+	seed, err := strconv.Atoi(os.Getenv("CFS_PULL_SEED"))
+	if err != nil {
+		return 0
+	}
+	_, part := math.Modf(float64(seed) * math.Phi)
+	return part
 }
 
 // requireTracer skips the test where programs cannot be traced.
@@ -58,10 +75,23 @@ func memory(t *testing.T) string {
 	return dir
 }
 
-// program is cfs-pull.
+// program is cfs-pull, built once for all tests.
 func program(t *testing.T) string {
 	t.Helper()
-	return microvm.GoBuild(t, "./cmd/cfs-pull", "-tags=containers_image_openpgp")
+	built.Do(func() {
+		out := filepath.Join(buildDir, "cfs-pull")
+		cmd := exec.CommandContext(t.Context(), "go", "build", "-tags=containers_image_openpgp", "-o", out, "./cmd/cfs-pull")
+		cmd.Dir = testutil.ModuleRoot(t)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs in a virtual machine, too
+		if printed, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("build cfs-pull: %v\n%s", err, printed)
+		}
+		programPath = out
+	})
+	if programPath == "" {
+		t.Fatal("cfs-pull was not built")
+	}
+	return programPath
 }
 
 // TestKill kills commands, before system calls spread evenly over all that
@@ -83,12 +113,16 @@ func killScenario(t *testing.T, bin string, s Scenario, kills int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	found := map[string]int{}
 	calls, took := measure(t, w)
 	// A quarter of the kills comes at any time.
 	byCall := kills - kills/4
 	killed, complete := 0, 0
 	at := map[string]int{}
 	for n := range kills {
+		if interrupted.Load() {
+			break
+		}
 		dir, err := w.Copy(t.Context(), "victim")
 		if err != nil {
 			t.Fatal(err)
@@ -99,11 +133,11 @@ func killScenario(t *testing.T, bin string, s Scenario, kills int) {
 			// All calls in turn when there are more kills than calls.
 			call := 1 + n%calls
 			if byCall < calls {
-				call = 1 + n*calls/byCall
+				call = 1 + int((float64(n)+shift())*float64(calls)/float64(byCall))%calls
 			}
 			name, done = killAtCall(t, w, dir, call)
 		} else {
-			name, done = killAtTime(t, w, dir, took*time.Duration(n-byCall)/time.Duration(max(kills-byCall, 1)))
+			name, done = killAtTime(t, w, dir, time.Duration((float64(n-byCall)+shift())*float64(took)/float64(kills-byCall)))
 		}
 		if done {
 			complete++
@@ -111,11 +145,17 @@ func killScenario(t *testing.T, bin string, s Scenario, kills int) {
 			killed++
 			at[strings.Fields(name)[0]]++
 		}
+		w.Found = nil
+		if long && n%4 == 0 {
+			w.Found = found
+		}
 		if err := w.Judge(t.Context(), dir, done); err != nil {
 			t.Errorf("killed at %s: %v", name, err)
 		}
 	}
-	t.Logf("%d kills, %d runs that were done before; %d calls, %v; kills by call: %v", killed, complete, calls, took.Round(time.Millisecond), at)
+	t.Logf("%d kills, %d runs that were done before; %d calls, %v; kills by call: %v; fsck found: %v",
+		killed, complete, calls, took.Round(time.Millisecond), at, found)
+	tally(s.Name, "kills", killed)
 	if killed < kills/2 {
 		t.Errorf("only %d of %d kills came before the end", killed, kills)
 	}

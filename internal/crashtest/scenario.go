@@ -5,8 +5,10 @@ package crashtest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -16,6 +18,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/cfs-pull/cfs-pull/composefs"
+	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
+	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/internal/repodump"
 )
 
@@ -29,7 +35,7 @@ type Scenario struct {
 	Before [][]string
 	// Age, if set, is called on the state at last, to make it as an older
 	// program would have left it.
-	Age func(dir string) error
+	Age func(ctx context.Context, dir string) error
 	// Command is what is disturbed.
 	Command []string
 	// Cut says that the power is cut during the command, too.
@@ -39,32 +45,171 @@ type Scenario struct {
 }
 
 // pullArgs are the arguments of a pull that depends on nothing but them.
-func pullArgs(image string, more ...string) []string {
+func pullArgs(repo, image string, more ...string) []string {
 	return append([]string{
-		"--direct", "--repo", "repo", "--insecure-policy", "--no-creds", "--min-free", "0", "--os", "linux", "--arch", "amd64",
+		"--direct", "--repo", repo, "--insecure-policy", "--no-creds", "--min-free", "0", "--os", "linux", "--arch", "amd64",
 		"--progress", "none", "oci:../images/" + image + ":latest",
 	}, more...)
 }
 
-var initRepo = []string{"init", "--repo", "repo", "--allow-missing-verity"}
+func initArgs(repo string, more ...string) []string {
+	return append([]string{"init", "--repo", repo, "--allow-missing-verity"}, more...)
+}
 
 // Scenarios are the commands that change a repository.
 func Scenarios() []Scenario {
 	return []Scenario{
 		{
-			Name: "pull/init", Command: pullArgs(imageOne, "--init", "--allow-missing-verity", "--tag", "os"),
-			Cut: true, Tags: []string{"os"},
+			Name:    "pull/init",
+			Command: pullArgs("repo", imageOne, "--init", "--allow-missing-verity", "--tag", "os"),
+			Cut:     true, Tags: []string{"os"},
 		},
 		{
-			Name: "pull/update", Before: [][]string{initRepo, pullArgs(imageOne, "--tag", "os")},
-			Command: pullArgs(imageTwo, "--tag", "os"), Cut: true, Tags: []string{"os"},
+			Name:    "pull/update",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os")},
+			Command: pullArgs("repo", imageTwo, "--tag", "os"),
+			Cut:     true, Tags: []string{"os"},
 		},
 		{
 			// Config and manifest of an image that is there are written anew.
-			Name: "pull/boot", Before: [][]string{initRepo, pullArgs(imageOne, "--no-boot", "--tag", "os")},
-			Command: pullArgs(imageOne, "--tag", "os"), Tags: []string{"os"},
+			Name:    "pull/boot",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--no-boot", "--tag", "os")},
+			Command: pullArgs("repo", imageOne, "--tag", "os"), Tags: []string{"os"},
+		},
+		{
+			Name:    "tag",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os"), pullArgs("repo", imageTwo, "--tag", "new")},
+			Command: []string{"tag", "--repo", "repo", "new", "os"}, Tags: []string{"os"},
+		},
+		{
+			Name: "copy/update",
+			Before: [][]string{
+				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os"), initArgs("from"), pullArgs("from", imageTwo, "--tag", "os"),
+			},
+			Command: []string{"copy", "--repo", "repo", "--from", "from", "os"},
+			Cut:     true, Tags: []string{"os"},
+		},
+		{
+			Name: "copy/algorithm",
+			Before: [][]string{
+				initArgs("repo", "--algorithm", "fsverity-sha256-12"), initArgs("from"), pullArgs("from", imageOne, "--tag", "os"),
+			},
+			Command: []string{"copy", "--repo", "repo", "--from", "from", "os"}, Tags: []string{"os"},
+		},
+		{
+			Name: "gc",
+			Before: [][]string{
+				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os"), pullArgs("repo", imageTwo, "--tag", "os"),
+			},
+			Age:     dropOtherTags,
+			Command: []string{"gc", "--repo", "repo"},
+			Cut:     true, Tags: []string{"os"},
+		},
+		{
+			Name: "upgrade/gc",
+			Before: [][]string{
+				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "other"), pullArgs("repo", imageTwo, "--tag", "os"),
+			},
+			Age:     makeOld,
+			Command: []string{"gc", "--repo", "repo"},
+			Cut:     true, Tags: []string{"os", "other"},
+		},
+		{
+			Name:    "upgrade/pull",
+			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--tag", "other")},
+			Age:     makeOld,
+			Command: pullArgs("repo", imageTwo, "--tag", "os"), Tags: []string{"os", "other"},
 		},
 	}
+}
+
+// dropOtherTags removes all tags but those of the image that is tagged "os".
+func dropOtherTags(ctx context.Context, dir string) error {
+	tags := filepath.Join(dir, "repo", "streams", "refs", "oci")
+	keep, err := os.Readlink(filepath.Join(tags, "os"))
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(tags)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		target, err := os.Readlink(filepath.Join(tags, e.Name()))
+		if err == nil && target != keep {
+			err = os.Remove(filepath.Join(tags, e.Name()))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeOld makes a repository as releases before 0.7 of composefs-rs left it:
+// no meta.json, no EROFS images, configs that name none.
+func makeOld(ctx context.Context, dir string) error {
+	path := filepath.Join(dir, "repo")
+	repo, err := composefs.Open(ctx, path, composefs.OpenOptions{})
+	if err != nil {
+		return err
+	}
+	tags, err := oci.Tags(repo)
+	if err == nil {
+		for _, tag := range tags {
+			if err = forgetImages(repo, tag.Manifest); err != nil {
+				break
+			}
+		}
+	}
+	if err := errors.Join(err, repo.Close()); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(filepath.Join(path, "images")), os.Remove(filepath.Join(path, "meta.json")))
+}
+
+// forgetImages writes the config and the manifest of an image without EROFS
+// images.
+func forgetImages(repo *composefs.Repo, manifest oci.Digest) error {
+	m, err := oci.OpenManifest(repo, manifest)
+	if err != nil {
+		return err
+	}
+	parsed, err := oci.ParseManifest(m.Raw)
+	if err != nil {
+		return err
+	}
+	digest, err := oci.ParseDigest(parsed.Config.Digest)
+	if err != nil {
+		return err
+	}
+	config, err := oci.OpenConfig(repo, digest)
+	if err != nil {
+		return err
+	}
+	maps.DeleteFunc(config.Refs, func(name string, _ fsverity.Digest) bool { return strings.HasPrefix(name, "composefs.image") })
+	id, err := writeStream(repo, splitstream.Config, config)
+	if err != nil {
+		return err
+	}
+	m.Refs["config:"+digest.String()] = id
+	manifestID, err := writeStream(repo, splitstream.Manifest, m)
+	if err != nil {
+		return err
+	}
+	return errors.Join(repo.LinkStream(oci.ConfigStream(digest), id), repo.LinkStream(oci.ManifestStream(manifest), manifestID))
+}
+
+// writeStream writes the stream of a document anew.
+func writeStream(repo *composefs.Repo, ct splitstream.ContentType, d *oci.Document) (fsverity.Digest, error) {
+	return repo.WriteStream(ct, func(w *splitstream.Writer) error {
+		for _, name := range slices.Sorted(maps.Keys(d.Refs)) {
+			if err := w.AddStreamRef(name, d.Refs[name]); err != nil {
+				return err
+			}
+		}
+		return w.External(d.Object, uint64(len(d.Raw)))
+	})
 }
 
 // World is what scenarios run in: the program, the images, and the state that
@@ -76,9 +221,14 @@ type World struct {
 	Dir string
 
 	Scenario Scenario
-	before   *Inspection
-	after    *Inspection
-	want     *repodump.Repository
+	// Found counts what fsck finds after disturbances, by kind, if it is not
+	// nil.
+	Found map[string]int
+
+	before  *Inspection
+	after   *Inspection
+	want    *repodump.Repository
+	objects []string // after a garbage collection
 }
 
 // NewWorld makes the state of a scenario in an empty directory, and finds out
@@ -98,7 +248,7 @@ func NewWorld(ctx context.Context, program, dir string, s Scenario) (*World, err
 		}
 	}
 	if s.Age != nil {
-		if err := s.Age(base); err != nil {
+		if err := s.Age(ctx, base); err != nil {
 			return nil, fmt.Errorf("age the repository: %w", err)
 		}
 	}
@@ -135,7 +285,27 @@ func (w *World) findReference(ctx context.Context) error {
 	if w.want, err = repodump.Dump(repo); err != nil {
 		return err
 	}
+	if w.objects, err = w.collect(ctx, dir); err != nil {
+		return err
+	}
 	return os.RemoveAll(dir)
+}
+
+// collect runs the garbage collection and returns the objects that it leaves.
+// Nothing temporary may be left, and no link broken.
+func (w *World) collect(ctx context.Context, dir string) ([]string, error) {
+	if _, err := w.run(ctx, dir, []string{"gc", "--repo", "repo"}); err != nil {
+		return nil, err
+	}
+	left, err := Inspect(filepath.Join(dir, "repo"))
+	if err != nil {
+		return nil, err
+	}
+	if wrong := append(left.BrokenLinks(), left.Leftovers...); len(wrong) > 0 {
+		return nil, fmt.Errorf("gc leaves %q", wrong)
+	}
+	slices.Sort(left.Objects)
+	return left.Objects, nil
 }
 
 // run runs cfs-pull and returns its standard output.
@@ -169,14 +339,49 @@ func (w *World) Judge(ctx context.Context, dir string, complete bool) error {
 	if err := w.judgeLeft(dir, complete); err != nil {
 		return fmt.Errorf("after the disturbance: %w", err)
 	}
+	if w.Found != nil {
+		found, err := w.fsck(ctx, dir)
+		if err != nil {
+			return err
+		}
+		for kind, n := range found.ByKind {
+			w.Found[kind] += n
+		}
+	}
 	if _, err := w.run(ctx, dir, w.Scenario.Command); err != nil {
 		return fmt.Errorf("the next run: %w", err)
 	}
-	if err := w.judgeHealed(dir); err != nil {
+	if err := w.judgeHealed(ctx, dir); err != nil {
 		return fmt.Errorf("after the next run: %w", err)
 	}
 	return nil
 }
+
+// fsckResult is what is needed of the result of fsck.
+type fsckResult struct {
+	ByKind   map[string]int
+	Findings []struct{ Kind, Path, Message string }
+}
+
+// fsck checks the repository. Findings are no error.
+func (w *World) fsck(ctx context.Context, dir string) (*fsckResult, error) {
+	if _, err := os.Stat(filepath.Join(dir, "repo", "meta.json")); errors.Is(err, fs.ErrNotExist) {
+		return &fsckResult{}, nil // not a repository yet, or one of old
+	}
+	out, runErr := w.run(ctx, dir, []string{"fsck", "--repo", "repo", "--json"})
+	var found fsckResult
+	if err := json.Unmarshal([]byte(out), &found); err != nil {
+		return nil, fmt.Errorf("fsck: %w", errors.Join(err, runErr))
+	}
+	if (runErr != nil) && len(found.Findings) == 0 {
+		return nil, fmt.Errorf("fsck without findings: %w", runErr)
+	}
+	return &found, nil
+}
+
+// leakedTemporary is the finding that no command but gc and fsck heals: others
+// may be writing, so that a command cannot tell whether a file is its own.
+const leakedTemporary = "leaked-temporary"
 
 // judgeLeft makes sure that what is tagged is complete and that each tag leads
 // to what it led to before or to what it is to lead to.
@@ -209,7 +414,16 @@ func (w *World) judgeLeft(dir string, complete bool) error {
 
 // judgeHealed makes sure that the repository says what it says after an
 // undisturbed run.
-func (w *World) judgeHealed(dir string) error {
+func (w *World) judgeHealed(ctx context.Context, dir string) error {
+	found, err := w.fsck(ctx, dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range found.Findings {
+		if f.Kind != leakedTemporary {
+			return fmt.Errorf("fsck finds %v", found.Findings)
+		}
+	}
 	repo := filepath.Join(dir, "repo")
 	healed, err := Inspect(repo)
 	if err != nil {
@@ -224,6 +438,13 @@ func (w *World) judgeHealed(dir string) error {
 	}
 	if diff := cmp.Diff(w.want, got); diff != "" {
 		return fmt.Errorf("the repository differs from that of an undisturbed run (-want +got):\n%s", diff)
+	}
+	objects, err := w.collect(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if diff := cmp.Diff(w.objects, objects); diff != "" {
+		return fmt.Errorf("after gc the objects differ from those of an undisturbed run (-want +got):\n%s", diff)
 	}
 	return nil
 }

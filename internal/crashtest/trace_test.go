@@ -4,17 +4,69 @@
 package crashtest
 
 import (
+	"cmp"
+	"fmt"
+	"maps"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
+// buildDir, built and programPath belong to program.
+var (
+	buildDir    string
+	built       sync.Once
+	programPath string
+)
+
 func TestMain(m *testing.M) {
 	Main()
-	os.Exit(m.Run())
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "crashtest-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	buildDir = dir
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		<-signals
+		signal.Stop(signals) // the next one ends the program
+		interrupted.Store(true)
+	}()
+	status := m.Run()
+	if long {
+		printTally()
+	}
+	return status
+}
+
+// interrupted says that the tests should come to an end and clean up.
+var interrupted atomic.Bool
+
+// tallies counts what was done, by scenario and kind, for the long form.
+var tallies = map[[2]string]int{}
+
+func tally(scenario, kind string, n int) { tallies[[2]string{scenario, kind}] += n }
+
+func printTally() {
+	keys := slices.SortedFunc(maps.Keys(tallies), func(a, b [2]string) int {
+		return cmp.Or(strings.Compare(a[1], b[1]), strings.Compare(a[0], b[0]))
+	})
+	for _, k := range keys {
+		fmt.Printf("count %d %s: %s\n", tallies[k], k[1], k[0])
+	}
 }
 
 // TestTrace makes sure that the tracer does what the other tests rely on: a

@@ -193,7 +193,8 @@ func (t *tracer) call(pid int) error {
 	t.result.Happened = true
 	switch {
 	case t.Plan.Kill:
-		return unix.Kill(t.main, unix.SIGKILL)
+		// The call may be a child's.
+		return errors.Join(unix.Kill(pid, unix.SIGKILL), unix.Kill(t.main, unix.SIGKILL))
 	case t.Plan.Errno != 0:
 		// A call with the number -1 is skipped, and the result is what it
 		// finds in the register.

@@ -32,7 +32,7 @@ type step struct {
 
 // steps are what happens in each boot. The disk is kept from one to the next.
 var steps = map[string][]step{
-	bootPull:    {{"Pull", testPull}, {"Tamper", testTamper}, {"Concurrent", testConcurrent}, {"CopyImage", testCopyImage}},
+	bootPull:    {{"Pull", testPull}, {"Mount", testMountCommand}, {"Tamper", testTamper}, {"Concurrent", testConcurrent}, {"CopyImage", testCopyImage}},
 	bootDamaged: {{"File", testDamagedFile}, {"Image", testDamagedImage}},
 	bootOptions: {
 		{"Refused", testRefused}, {"Loosen", testLoosen}, {"NotRequired", testNotRequired},

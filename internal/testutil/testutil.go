@@ -124,6 +124,21 @@ func RequireTool(tb testing.TB, name, debianPackage string) string {
 	return path
 }
 
+// RequireCfsctl skips the test when the reference tool is missing: CFS_PULL_CFSCTL
+// or a program cfsctl in the search path. It returns the tool's path.
+func RequireCfsctl(tb testing.TB) string {
+	tb.Helper()
+	name := os.Getenv("CFS_PULL_CFSCTL")
+	if name == "" {
+		name = "cfsctl"
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		tb.Skipf("cfsctl is not there: build it from composefs-rs (cargo build --release -p composefs-ctl) and set CFS_PULL_CFSCTL: %v", err)
+	}
+	return path
+}
+
 // RequireRoot skips the test when it does not run as root.
 func RequireRoot(tb testing.TB) {
 	tb.Helper()

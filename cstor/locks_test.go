@@ -1,0 +1,81 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package cstor
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cfs-pull/cfs-pull/internal/filelock"
+)
+
+// holdLock lets another process hold a POSIX lock, as podman does, and returns
+// its pid and what ends it.
+func holdLock(tb testing.TB, path string) (pid int, release func()) {
+	tb.Helper()
+	cmd, in, out := startHelperWithInput(tb, "lock", "CSTOR_LOCK="+path)
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "locked\n" {
+		tb.Fatalf("the other process says %q, %v", line, err)
+	}
+	return cmd.Process.Pid, func() {
+		must(tb, in.Close())
+		must(tb, cmd.Wait())
+	}
+}
+
+// What waits for a lock of the library gives up after the time limit and says
+// who has it.
+func TestLibraryLocks(t *testing.T) {
+	ref := vector(t, "sizes")
+	src := openSource(t, ref, fetchOptions(t))
+	for _, name := range []string{layersLock, imagesLock, "storage.lock"} {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			s := testStore(t)
+			s.options.LockTimeout = 300 * time.Millisecond
+			pid, release := holdLock(t, filepath.Join(s.graphRoot, name))
+			started := time.Now()
+			_, err := s.Pull(t.Context(), src, PullOptions{MinFree: -1})
+			e, ok := errors.AsType[*filelock.Error](err)
+			if !ok || !errors.Is(err, filelock.ErrLocked) {
+				t.Fatalf("error %T %v", err, err)
+			}
+			if len(e.Holders) != 1 || e.Holders[0].PID != pid || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", pid)) {
+				t.Errorf("error %v, the holder is %d", err, pid)
+			}
+			if waited := time.Since(started); waited < s.options.LockTimeout || waited > time.Minute {
+				t.Errorf("waited %v", waited)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			s.options.LockTimeout = time.Minute
+			if _, err := s.Pull(ctx, src, PullOptions{MinFree: -1}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("cancelled: %v", err)
+			}
+			other := check(OpenExisting(t.Context(), s.options))(t)
+			must(t, other.Close()) // at once
+			release()
+			check(s.Pull(t.Context(), src, PullOptions{MinFree: -1}))(t)
+			checkStore(t, s)
+		})
+	}
+}
+
+// A lock that is given back in time is waited for.
+func TestLibraryLockIsWaitedFor(t *testing.T) {
+	s := testStore(t)
+	pull(t, s, vector(t, "sizes"), "example.com/a:1")
+	_, release := holdLock(t, filepath.Join(s.graphRoot, layersLock))
+	time.AfterFunc(300*time.Millisecond, release)
+	started := time.Now()
+	check(s.Lookup("example.com/a:1"))(t)
+	if time.Since(started) < 200*time.Millisecond {
+		t.Error("read under the lock of another process")
+	}
+}

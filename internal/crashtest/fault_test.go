@@ -1,0 +1,352 @@
+// SPDX-FileCopyrightText: The cfs-pull authors
+// SPDX-License-Identifier: Apache-2.0
+
+package crashtest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cfs-pull/cfs-pull/internal/loopfs"
+	"github.com/cfs-pull/cfs-pull/internal/testutil"
+)
+
+// fault is an error that system calls of a command return.
+type fault struct {
+	errno  unix.Errno
+	calls  []string
+	sticky bool // all later ones, too
+	images bool // of calls on the images instead of those on the repositories
+	codes  []int
+	says   string
+}
+
+func (f fault) name() string {
+	name := unix.ErrnoName(f.errno)
+	if f.sticky {
+		name += " from then on"
+	}
+	if f.images {
+		name += " of the image"
+	}
+	return name
+}
+
+// faults are what file systems, disks and limits answer. Exit statuses are those
+// of a failure and of a repository that could not be opened.
+var faults = []fault{
+	{errno: unix.ENOSPC, calls: Allocating, codes: []int{5}, says: "no space left on device"},
+	{errno: unix.ENOSPC, calls: Allocating, sticky: true, codes: []int{5}, says: "no space left on device"},
+	{errno: unix.EDQUOT, calls: Allocating, sticky: true, codes: []int{5}, says: "quota exceeded"},
+	{errno: unix.EIO, calls: Changing, codes: []int{1, 125}, says: "input/output error"},
+	{errno: unix.EIO, calls: Changing, sticky: true, codes: []int{1, 125}, says: "input/output error"},
+	{errno: unix.EIO, calls: Reading, codes: []int{1, 125}, says: "input/output error"},
+	{errno: unix.EIO, calls: Reading, images: true, codes: []int{1, 125}, says: "input/output error"},
+	{errno: unix.EMFILE, calls: Opening, codes: []int{1, 125}, says: "too many open files"},
+	{errno: unix.EMFILE, calls: Opening, sticky: true, codes: []int{1, 125}, says: "too many open files"},
+	{errno: unix.ENFILE, calls: Opening, sticky: true, codes: []int{1, 125}, says: "too many open files"},
+	{errno: unix.EROFS, calls: Changing, sticky: true, codes: []int{1, 125}, says: "read-only file system"},
+}
+
+// faultScenarios are the commands that faults are tried on.
+func faultScenarios() []Scenario {
+	return slices.DeleteFunc(Scenarios(), func(s Scenario) bool {
+		return s.Name == "pull/init" || s.Name == "pull/boot" || s.Name == "upgrade/pull"
+	})
+}
+
+// TestFault lets system calls fail. The command says what failed and where,
+// leaves nothing half done, and has the exit status for it; the repository can
+// be used afterwards.
+func TestFault(t *testing.T) {
+	requireTracer(t)
+	n := count(t, "CFS_PULL_FAULTS", 44)
+	bin := program(t)
+	scenarios := faultScenarios()
+	for i, s := range scenarios {
+		own := (n + len(scenarios) - 1 - i) / len(scenarios)
+		t.Run(s.Name, func(t *testing.T) {
+			w, err := NewWorld(t.Context(), bin, memory(t), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for j, f := range faults {
+				t.Run(f.name(), func(t *testing.T) { testFault(t, w, f, (own+len(faults)-1-j)/len(faults)) })
+			}
+		})
+	}
+}
+
+// testFault tries n of the calls that a fault can be of, spread over all.
+func testFault(t *testing.T, w *World, f fault, n int) {
+	plan := Plan{Calls: f.calls}
+	calls := 0
+	ignored := map[string]int{}
+	for i := -1; i < n; i++ {
+		if interrupted.Load() {
+			break
+		}
+		dir, err := w.Copy(t.Context(), "victim")
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan.Below = dir
+		if f.images {
+			plan.Below = filepath.Join(w.Dir, "images")
+		}
+		if i >= 0 {
+			plan.Errno, plan.Sticky, plan.At = f.errno, f.sticky, 1+i%calls
+			if n < calls {
+				plan.At = 1 + int((float64(i)+shift())*float64(calls)/float64(n))%calls
+			}
+		}
+		r, err := Trace(t.Context(), plan, dir, append([]string{w.Program}, w.Scenario.Command...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i < 0 { // to count
+			if calls = len(r.Calls); calls == 0 {
+				return // nothing is read of an image, for instance
+			}
+			continue
+		}
+		if !r.Happened {
+			continue
+		}
+		tally(w.Scenario.Name, "faults", 1)
+		what := fmt.Sprintf("%s (call %d of about %d)", r.Calls[plan.At-1], plan.At, calls)
+		if r.Exit == 0 {
+			// Some calls may fail: what they were for has another way.
+			ignored[r.Calls[plan.At-1]]++
+		} else if !slices.Contains(f.codes, r.Exit) || !strings.Contains(r.Stderr, f.says) || !strings.Contains(r.Stderr, "repo") && !strings.Contains(r.Stderr, "image") {
+			t.Errorf("%s: exit status %d, want %v, and a message with %q and a place: %s", what, r.Exit, f.codes, f.says, r.Stderr)
+		}
+		if strings.Contains(r.Stderr, "panic") || strings.Contains(r.Stderr, "goroutine ") {
+			t.Errorf("%s: it panicked: %s", what, r.Stderr)
+		}
+		left, err := Inspect(filepath.Join(dir, "repo"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left.Leftovers) > 0 && !f.sticky {
+			t.Errorf("%s: %q is left", what, left.Leftovers)
+		}
+		if err := w.Judge(t.Context(), dir, r.Exit == 0); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if len(ignored) > 0 {
+		t.Logf("no failure with %s of %v", f.name(), ignored)
+	}
+}
+
+// TestVanished takes away the repository, or a part of it, in the middle of a
+// command.
+func TestVanished(t *testing.T) {
+	requireTracer(t)
+	w, err := NewWorld(t.Context(), program(t), memory(t), faultScenarios()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := count(t, "CFS_PULL_FAULTS", 6)
+	for _, what := range []string{"repo", "repo/objects", "repo/streams"} {
+		t.Run(what, func(t *testing.T) {
+			calls, _ := measure(t, w)
+			for i := range max(n/3, 1) {
+				dir, err := w.Copy(t.Context(), "victim")
+				if err != nil {
+					t.Fatal(err)
+				}
+				plan := Plan{Calls: Changing, Below: dir, At: 1 + (2*i+1)*calls/(2*max(n/3, 1))}
+				plan.Hook = []string{"/bin/rm", "-rf", filepath.Join(dir, what)}
+				r, err := Trace(t.Context(), plan, dir, append([]string{w.Program}, w.Scenario.Command...)...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !r.Happened || r.HookExit != 0 {
+					continue
+				}
+				if strings.Contains(r.Stderr, "panic") || r.Killed || r.Exit != 0 && !strings.Contains(r.Stderr, "repo") {
+					t.Errorf("at %s: exit status %d: %s", r.Calls[plan.At-1], r.Exit, r.Stderr)
+				}
+				// What was taken away is gone, but nothing is half there.
+				got, err := Inspect(filepath.Join(dir, "repo"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.Exit == 0 && len(got.BrokenRefs()) > 0 {
+					t.Errorf("at %s: it claims to have succeeded, but %q", r.Calls[plan.At-1], got.BrokenRefs())
+				}
+				if what == "repo" {
+					continue
+				}
+				if _, err := w.run(t.Context(), dir, w.Scenario.Command); err != nil {
+					t.Errorf("at %s: the next run: %v", r.Calls[plan.At-1], err)
+				} else if got, err := Inspect(filepath.Join(dir, "repo")); err != nil || slices.ContainsFunc(got.BrokenRefs(), isTag(w.Scenario.Tags[0])) {
+					t.Errorf("at %s: after the next run: %v, %q", r.Calls[plan.At-1], err, got.BrokenRefs())
+				}
+			}
+		})
+	}
+}
+
+func isTag(tag string) func(string) bool {
+	return func(problem string) bool { return strings.HasPrefix(problem, "streams/refs/oci/"+tag+":") }
+}
+
+// TestFull runs commands on file systems that are almost full.
+func TestFull(t *testing.T) {
+	testutil.RequireRoot(t)
+	bin := program(t)
+	n := count(t, "CFS_PULL_FAULTS", 4)
+	for _, kind := range loopfs.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			mount := loopfs.MountSize(t, kind, diskSize[kind])
+			w, err := NewWorld(t.Context(), bin, mount, faultScenarios()[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			codes := map[int]int{}
+			for i := range max(n, 2) {
+				dir, err := w.Copy(t.Context(), "victim")
+				if err != nil {
+					t.Fatal(err)
+				}
+				// From nothing to more than the image takes.
+				leave := int64(i) * (4 << 20) / int64(max(n, 2)-1)
+				filler := fill(t, mount, leave)
+				cmd := exec.CommandContext(t.Context(), bin, append(slices.Clone(w.Scenario.Command), "--no-space-check")...)
+				cmd.Dir = dir
+				out, err := cmd.CombinedOutput()
+				code := cmd.ProcessState.ExitCode()
+				codes[code]++
+				if code != 0 && (code != 5 || !strings.Contains(string(out), "no space left on device")) {
+					t.Errorf("%d bytes free: %v: %s", leave, err, out)
+				}
+				if err := os.Remove(filler); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Judge(t.Context(), dir, code == 0); err != nil {
+					t.Errorf("%d bytes free: %v", leave, err)
+				}
+			}
+			t.Logf("exit statuses %v", codes)
+			if codes[5] == 0 {
+				t.Error("no run found the file system full")
+			}
+		})
+	}
+}
+
+// fill writes a file that leaves so many bytes free.
+func fill(t *testing.T, dir string, leave int64) string {
+	t.Helper()
+	name := filepath.Join(dir, "filler")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	piece := make([]byte, 1<<20)
+	for len(piece) >= 512 {
+		if _, err := f.Write(piece); err != nil {
+			piece = piece[:len(piece)/2]
+		}
+		// Delayed allocation would find out later.
+		if err := f.Sync(); err != nil {
+			piece = piece[:len(piece)/2]
+		}
+	}
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(max(info.Size()-leave, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// TestReadOnly makes the file system read-only in the middle of a command.
+func TestReadOnly(t *testing.T) {
+	testutil.RequireRoot(t)
+	requireTracer(t)
+	mount := loopfs.MountSize(t, loopfs.Ext4, diskSize[loopfs.Ext4])
+	w, err := NewWorld(t.Context(), program(t), mount, faultScenarios()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, done := count(t, "CFS_PULL_FAULTS", 6), 0
+	for i := range n {
+		dir, err := w.Copy(t.Context(), "victim")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// It is refused while a file is being written.
+		plan := Plan{Calls: []string{"symlinkat", "fsync", "syncfs"}, Below: dir, At: 1 + i}
+		plan.Hook = []string{"/bin/mount", "-o", "remount,ro", mount}
+		r, err := Trace(t.Context(), plan, dir, append([]string{w.Program}, w.Scenario.Command...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.CommandContext(t.Context(), "mount", "-o", "remount,rw", mount).CombinedOutput(); err != nil {
+			t.Fatalf("remount: %v: %s", err, out)
+		}
+		if r.Happened && r.HookExit == 0 {
+			done++
+			if r.Exit == 0 || !strings.Contains(r.Stderr, "read-only") || !strings.Contains(r.Stderr, "repo") {
+				t.Errorf("read-only at %s: exit status %d: %s", r.Calls[plan.At-1], r.Exit, r.Stderr)
+			}
+		}
+		if err := w.Judge(t.Context(), dir, r.Exit == 0); err != nil {
+			t.Errorf("read-only at call %d: %v", plan.At, err)
+		}
+	}
+	t.Logf("%d of %d times the file system became read-only", done, n)
+	if done == 0 {
+		t.Error("the file system never became read-only")
+	}
+}
+
+// TestDescriptors runs commands that may open few files.
+func TestDescriptors(t *testing.T) {
+	for _, s := range faultScenarios() {
+		t.Run(s.Name, func(t *testing.T) {
+			w, err := NewWorld(t.Context(), program(t), memory(t), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			codes := map[int]int{}
+			for _, limit := range []int{16, 24, 40} { // with fewer the Go runtime does not start
+				dir, err := w.Copy(t.Context(), "victim")
+				if err != nil {
+					t.Fatal(err)
+				}
+				args := append([]string{"-c", `ulimit -n "$0" && exec "$@"`, strconv.Itoa(limit), w.Program}, s.Command...)
+				cmd := exec.CommandContext(t.Context(), "/bin/sh", args...)
+				cmd.Dir = dir
+				out, err := cmd.CombinedOutput()
+				code := cmd.ProcessState.ExitCode()
+				codes[code]++
+				if code != 0 && (code != 1 && code != 125 || !strings.Contains(string(out), "too many open files")) {
+					t.Errorf("%d descriptors: %v: %s", limit, err, out)
+				}
+				if err := w.Judge(t.Context(), dir, code == 0); err != nil {
+					t.Errorf("%d descriptors: %v", limit, err)
+				}
+			}
+			t.Logf("exit statuses %v", codes)
+		})
+	}
+}
