@@ -215,11 +215,11 @@ func TestPodmanMountsStay(t *testing.T) {
 	unmountStore(t, s.options)
 	pull(t, s, vector(t, "sizes"), "example.com/os:latest")
 	mounted := strings.TrimSpace(podman(t, s, "image", "mount", "example.com/os:latest"))
-	mounts := readMounts(t)
+	mounts := readMounts(t, s.options)
 	other := check(Ensure(t.Context(), s.options))(t)
 	check(other.Pull(t.Context(), openSource(t, vector(t, "sizes-zstd"), fetchOptions(t)), PullOptions{MinFree: -1}))(t)
 	must(t, other.Close())
-	if diff := cmp.Diff(mounts, readMounts(t)); diff != "" {
+	if diff := cmp.Diff(mounts, readMounts(t, s.options)); diff != "" {
 		t.Errorf("mounts (-before +after):\n%s", diff)
 	}
 	if len(tree(t, mounted)) < 5 {

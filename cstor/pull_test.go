@@ -489,7 +489,7 @@ func TestPullIsKilled(t *testing.T) {
 	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the temporary store: %v", err)
 	}
-	for _, line := range readMounts(t) {
+	for _, line := range readMounts(t, o) {
 		fields := strings.Fields(line)
 		if len(fields) < 5 || !strings.HasPrefix(fields[4], o.GraphRoot) {
 			continue
