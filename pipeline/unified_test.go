@@ -339,6 +339,37 @@ func TestChangedBetweenTheStages(t *testing.T) {
 	}
 }
 
+// TestLayerWithoutMetadata imports an image of which the store cannot rebuild a
+// layer's archive.
+func TestLayerWithoutMetadata(t *testing.T) {
+	on := loopfs.MountSize(t, loopfs.XFS, 300<<20)
+	o := unifiedOptions(t, repoOn(t, on), filepath.Join(on, "store"), layoutImage(t))
+	mustPullUnified(t, o)
+	splits, err := filepath.Glob(filepath.Join(on, "store", "overlay-layers", "*.tar-split.gz"))
+	if err != nil || len(splits) == 0 {
+		t.Fatalf("no tar-split metadata: %v", err)
+	}
+	for _, split := range splits {
+		if err := os.Remove(split); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Repo, o.Init = filepath.Join(on, "second"), true
+	result, err := pipeline.Unified(t.Context(), o)
+	if !is[*cstor.UnusableLayerError](err) || !strings.Contains(err.Error(), "tar-split") || result.Tagged {
+		t.Errorf("zero-copy: %v, tagged: %t", err, result.Tagged)
+	}
+	o.LocalCopy = pipeline.CopyIfNeeded
+	if r := mustPullUnified(t, o); r.Stats.Objects.Copied == 0 || r.Stats.Objects.Reflinked != 0 {
+		t.Errorf("with copies: %+v", r.Stats.Objects)
+	}
+	direct := newRepo(t, composefs.InitOptions{})
+	mustPull(t, pullOptions(direct, layoutImage(t)))
+	if diff := cmp.Diff(mustDump(t, direct), mustDump(t, o.Repo), cmp.FilterPath(isMeta, cmp.Ignore())); diff != "" {
+		t.Errorf("the repository differs from that of a direct pull:\n%s", diff)
+	}
+}
+
 // TestInterruptedUnifiedPull ends pulls at many points and lets the last one
 // go on.
 func TestInterruptedUnifiedPull(t *testing.T) {
