@@ -517,6 +517,14 @@ func TestPullIsKilled(t *testing.T) {
 	if killed < 3 {
 		t.Errorf("killed %d times only", killed)
 	}
+	// Killed while the library tried out an overlay, a process leaves that. It is
+	// removed when it is old enough to be nobody's.
+	for _, e := range check(os.ReadDir(filepath.Join(o.GraphRoot, driverDir)))(t) {
+		if strings.HasPrefix(e.Name(), "compat") || strings.Contains(e.Name(), "-check") {
+			path, old := filepath.Join(o.GraphRoot, driverDir, e.Name()), time.Now().Add(-2*probeAge)
+			must(t, os.Chtimes(path, old, old))
+		}
+	}
 	s := openStore(t, o)
 	if len(ids(t, s, layersFile)) != 3 || len(check(s.Images())(t)) != 1 {
 		t.Errorf("layers %v", ids(t, s, layersFile))
@@ -527,15 +535,8 @@ func TestPullIsKilled(t *testing.T) {
 		t.Errorf("the temporary store: %v", err)
 	}
 	for _, line := range readMounts(t, o) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 || !strings.HasPrefix(fields[4], o.GraphRoot) {
-			continue
-		}
-		// The library tries out the kernel's overlay, once for each run root; that
-		// is the one moment in which something is mounted.
-		if dir := filepath.Join(o.GraphRoot, driverDir) + "/"; !strings.HasPrefix(fields[4], dir+"compat") && !strings.HasPrefix(fields[4], dir+"metacopy-check") {
+		if strings.Contains(line, o.GraphRoot) {
 			t.Errorf("still mounted: %s", line)
 		}
-		must(t, unix.Unmount(fields[4], unix.MNT_DETACH))
 	}
 }
