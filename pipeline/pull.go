@@ -91,8 +91,13 @@ func (p *pull) checkSource(ctx context.Context, obtain func(context.Context) err
 	if err := p.readConfig(ctx); err != nil {
 		return nil, atStage(StageFetch, err)
 	}
-	if root, err = p.importLayers(ctx); err == nil {
-		err = p.source.check()
+	root, err = p.importLayers(ctx)
+	if ctx.Err() != nil {
+		return root, err
+	}
+	// Files that are missing are no damage when the image is gone.
+	if gone := p.source.check(); gone != nil {
+		return nil, fmt.Errorf("image %s was removed again while it was imported: %w", p.Reference, gone)
 	}
 	return root, err
 }
