@@ -63,6 +63,13 @@ type transferError struct{ err error }
 func (e *transferError) Error() string { return e.err.Error() }
 func (e *transferError) Unwrap() error { return e.err }
 
+// unopenedError marks a blob that could not be opened. That was tried again
+// already as often as it may be.
+type unopenedError struct{ err error }
+
+func (e *unopenedError) Error() string { return e.err.Error() }
+func (e *unopenedError) Unwrap() error { return e.err }
+
 // stageOfImport is the stage of an error of importLayers, in which fetch and
 // import overlap.
 func stageOfImport(err error) Stage {

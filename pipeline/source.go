@@ -73,7 +73,7 @@ func (s *fetchSource) open(i int, errs []error, read func(n int)) oci.OpenLayer 
 	if n := len(errs); n > 0 {
 		err := errs[n-1]
 		// An archive that ends too early is no broken transfer.
-		if n > layerRetries || errors.Is(err, oci.ErrMalformed) || !fetch.IsRetryable(err) {
+		if n > layerRetries || errors.Is(err, oci.ErrMalformed) || !retryLayer(err) {
 			return nil
 		}
 	}
@@ -83,13 +83,26 @@ func (s *fetchSource) open(i int, errs []error, read func(n int)) oci.OpenLayer 
 // blob opens the blob of a layer.
 func (s *fetchSource) blob(i int, read func(n int)) func(context.Context) (io.ReadCloser, error) {
 	return func(ctx context.Context) (io.ReadCloser, error) {
-		blob, err := s.Layer(ctx, i)
+		blob, err := s.openLayer(ctx, i)
 		if err != nil {
 			return nil, &transferError{err}
 		}
 		return &progressReader{ReadCloser: blob, report: read}, nil
 	}
 }
+
+// openLayer opens the blob of a layer as it is, with the retries that the user
+// allows.
+func (s *fetchSource) openLayer(ctx context.Context, i int) (io.ReadCloser, error) {
+	blob, err := s.Layer(ctx, i)
+	if err != nil {
+		return nil, &unopenedError{err}
+	}
+	return blob, nil
+}
+
+// retryLayer reports whether a layer should be read again from its beginning.
+func retryLayer(err error) bool { return !is[*unopenedError](err) && fetch.IsRetryable(err) }
 
 func (s *fetchSource) expected(i int) float64 {
 	return freespace.Unpacked(s.Layers[i].MediaType, s.Layers[i].Size)

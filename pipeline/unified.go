@@ -198,7 +198,7 @@ func (u *stage1) fetch(ctx context.Context, from *fetchSource) (*storeSource, er
 	}
 	pulled, err := u.store.Pull(ctx, cstor.Source{
 		Reference: from.Reference.String(), Manifest: from.Manifest, Index: from.Index,
-		Config: from.Config, Layer: from.Layer, Retry: fetch.IsRetryable,
+		Config: from.Config, Layer: from.openLayer, Retry: retryLayer,
 	}, u.storeOptions([]string{name}))
 	u.result.Changed = u.result.Changed || pulled.Changed
 	u.result.Stats.Bytes.Fetched = pulled.BytesFetched

@@ -118,8 +118,11 @@ func parseResult(t *testing.T, stdout []byte) pullResult {
 // exitCode is the exit status of a program that has ended.
 func exitCode(t *testing.T, err error) int {
 	t.Helper()
+	if err == nil {
+		return 0
+	}
 	exit, ok := errors.AsType[*exec.ExitError](err)
-	if !ok && err != nil {
+	if !ok {
 		t.Fatal(err)
 	}
 	return exit.ProcessState.ExitCode()
