@@ -7,6 +7,7 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -538,5 +539,26 @@ func TestPullIsKilled(t *testing.T) {
 		if strings.Contains(line, o.GraphRoot) {
 			t.Errorf("still mounted: %s", line)
 		}
+	}
+}
+
+// TestPullCannotLock lets the file of one of the library's locks become
+// unusable in the middle, as on a full file system.
+func TestPullCannotLock(t *testing.T) {
+	s := testStore(t)
+	src := openSource(t, vector(t, "sizes"), fetchOptions(t))
+	lock := filepath.Join(s.GraphRoot(), layersLock)
+	open := src.Layer
+	src.Layer = func(ctx context.Context, i int) (io.ReadCloser, error) {
+		if err := errors.Join(os.Remove(lock), os.Mkdir(lock, 0o700)); err != nil {
+			t.Error(err)
+		}
+		return open(ctx, i)
+	}
+	if _, err := s.Pull(t.Context(), src, PullOptions{MinFree: -1}); !errors.Is(err, unix.EISDIR) {
+		t.Errorf("pull: %v, want %v", err, unix.EISDIR)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
