@@ -13,6 +13,7 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/cstor"
+	"github.com/cfs-pull/cfs-pull/internal/freespace"
 	"github.com/cfs-pull/cfs-pull/internal/selinux"
 	"github.com/cfs-pull/cfs-pull/pipeline/fetch"
 )
@@ -196,6 +197,9 @@ func (u *stage1) fetch(ctx context.Context, from *fetchSource) (*storeSource, er
 	if err != nil {
 		return nil, err
 	}
+	if err := u.checkRepoSpace(ctx, from); err != nil {
+		return nil, err
+	}
 	pulled, err := u.store.Pull(ctx, cstor.Source{
 		Reference: from.Reference.String(), Manifest: from.Manifest, Index: from.Index,
 		Config: from.Config, Layer: from.openLayer, Retry: retryLayer,
@@ -219,6 +223,37 @@ func (u *stage1) fetch(ctx context.Context, from *fetchSource) (*storeSource, er
 	}
 	source.blobs, source.mayCopy = from, u.methods.Copy
 	return source, nil
+}
+
+// checkRepoSpace makes sure, before anything is fetched, that what will be copied
+// into a repository on another file system than the store's has room there
+// . Pull looks at the store's.
+func (u *stage1) checkRepoSpace(ctx context.Context, from *fetchSource) error {
+	root := u.store.GraphRoot()
+	if u.SkipSpaceCheck || !u.copiesFrom(root) || sameDevice(root, u.Repo) {
+		return nil
+	}
+	raw, err := from.Config(ctx)
+	if err != nil {
+		return err
+	}
+	if u.config, err = oci.ParseConfig(raw, len(from.Layers)); err != nil {
+		return fmt.Errorf("image %s: %w", u.Reference, err)
+	}
+	layers, err := u.findLayers(ctx)
+	if err != nil {
+		return err
+	}
+	var expected float64
+	for _, l := range layers {
+		if !l.cached {
+			expected += from.expected(l.index)
+		}
+	}
+	if expected == 0 {
+		return nil
+	}
+	return freespace.Check(u.Repo, u.Repo, expected, u.MinFree)
 }
 
 // storeName is the name that the image gets.

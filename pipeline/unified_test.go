@@ -659,3 +659,19 @@ func TestUnifiedFromHostStore(t *testing.T) {
 		t.Errorf("error %v, want one that names %s", err, damaged)
 	}
 }
+
+// Nothing is fetched into a store when the repository, on another file system,
+// has no room for the copies.
+func TestNoSpaceForCopies(t *testing.T) {
+	large, small := loopfs.MountSize(t, loopfs.XFS, 400<<20), loopfs.MountSize(t, loopfs.Ext4, 32<<20)
+	o := unifiedOptions(t, repoOn(t, small), filepath.Join(large, "store"), layoutImage(t))
+	o.LocalCopy, o.MinFree = pipeline.CopyIfNeeded, 100<<20
+	result, err := pipeline.Unified(t.Context(), o)
+	space, ok := errors.AsType[*pipeline.SpaceError](err)
+	if !ok || space.Path != o.Repo || space.Required <= 100<<20 || space.Available >= 100<<20 {
+		t.Fatalf("pull: %v (%+v)", err, space)
+	}
+	if stage, ok := errors.AsType[*pipeline.StageError](err); !ok || stage.Stage != pipeline.StageFetch || result.Stats.Bytes.Fetched != 0 {
+		t.Errorf("stage of %v, fetched %d bytes", err, result.Stats.Bytes.Fetched)
+	}
+}

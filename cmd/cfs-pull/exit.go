@@ -99,7 +99,7 @@ func classify(err error) failure {
 		}
 		return failure{exitZeroCopy, "zero-copy", remedy}
 	case is[*cstor.UnusableLayerError](err):
-		return failure{exitZeroCopy, "zero-copy", "fetch the layer itself with --local-copy=auto, or pull with --direct"}
+		return failure{exitZeroCopy, "zero-copy", "pull the image from where it came from, with --local-copy=auto or --direct"}
 	case is[*pipeline.SpaceError](err):
 		return failure{exitSpace, "space", ""} // it says what would help
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
