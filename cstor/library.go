@@ -9,11 +9,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.podman.io/storage"
@@ -38,27 +36,6 @@ func Reexec() bool { return reexec.Init() }
 type library struct {
 	mu    sync.Mutex
 	store storage.Store
-	// broken is why the library must not be called any more.
-	broken atomic.Pointer[error]
-}
-
-// call calls f. The library panics where the system does not let it open or
-// lock the file of a lock, as on a full file system, and does not free the lock
-// for this process then: the next call would wait for it for ever.
-func (l *library) call(f func() error) (err error) {
-	defer func() {
-		switch v := recover().(type) {
-		case nil:
-		case runtime.Error: // a defect
-			panic(v)
-		case error:
-			err = fmt.Errorf("lock containers-storage: %w", v)
-			l.broken.Store(&err)
-		default:
-			panic(v)
-		}
-	}()
-	return f()
 }
 
 // open opens the library's handle on first use.

@@ -63,11 +63,8 @@ const guardInterval = 100 * time.Millisecond
 // Then f is left behind: it ends when it gets the lock, and so it must be
 // harmless then.
 func (s *Store) guard(ctx context.Context, waiting func() bool, f func() error) error {
-	if broken := s.lib.broken.Load(); broken != nil {
-		return *broken
-	}
 	done := make(chan error, 1)
-	go func() { done <- s.lib.call(f) }()
+	go func() { done <- f() }()
 	ticker := time.NewTicker(guardInterval)
 	defer ticker.Stop()
 	var since time.Time
