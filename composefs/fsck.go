@@ -72,7 +72,7 @@ const (
 	// what a few compressed bytes expand to, is bounded: a small repository
 	// could keep a check busy for years. The limit is workFloor bytes, and
 	// workRatio for each byte that the checked objects take on disk.
-	workFloor = 256 << 30
+	workFloor = 16 << 30
 	workRatio = 64
 
 	// checkMemory is how many bytes tables of streams and EROFS images may
@@ -120,6 +120,7 @@ type Checker struct {
 	memory   *semaphore.Weighted
 
 	seen      seenObjects
+	workFloor int64
 	work      atomic.Int64 // bytes of work that no byte on disk backs
 	allocated atomic.Int64 // bytes that the checked objects have on disk
 
@@ -148,6 +149,7 @@ func NewChecker(r *Repo, o CheckOptions) *Checker {
 		repo: r, o: o, workers: o.Workers,
 		findings:   newFindings(o.MaxFindings),
 		memory:     semaphore.NewWeighted(checkMemory),
+		workFloor:  workFloor,
 		links:      map[string]*linkIndex{},
 		damaged:    map[fsverity.Digest]Kind{},
 		users:      map[fsverity.Digest][]string{},
@@ -289,7 +291,7 @@ func (c *Checker) charge(n int64) bool {
 	if n <= 0 {
 		return true
 	}
-	limit := int64(workFloor) + workRatio*min(c.allocated.Load(), 1<<50)
+	limit := c.workFloor + workRatio*min(c.allocated.Load(), 1<<50)
 	if c.work.Add(n) <= limit {
 		return true
 	}

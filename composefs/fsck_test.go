@@ -666,3 +666,67 @@ func TestFsckReadOnly(t *testing.T) {
 		t.Errorf("the repository was changed:\n%s", diff)
 	}
 }
+
+// TestFsckWork stops when a few bytes on disk make more work than they are
+// worth.
+func TestFsckWork(t *testing.T) {
+	c := newChecked(t, insecureRepo(t))
+	inline := check(c.WriteStream(splitstream.Layer, func(w *splitstream.Writer) error {
+		_, err := w.Write(make([]byte, 8<<20))
+		return err
+	}))(t)
+	must(t, c.LinkStream("inline", inline))
+	holes := fsverity.Sum(fsverity.SHA512, make([]byte, 8<<20))
+	must(t, os.MkdirAll(filepath.Dir(c.object(holes)), 0o755))
+	must(t, os.WriteFile(c.object(holes), nil, 0o644))
+	must(t, os.Truncate(c.object(holes), 8<<20))
+	for floor, want := range map[int64][]string{
+		1 << 30: {},
+		0:       {"limit-exceeded objects/" + holes.ObjectPath(), "limit-exceeded streams/inline"},
+	} {
+		k := NewChecker(c.Repo, CheckOptions{Rule: layerRule})
+		k.workFloor = floor
+		must(t, k.Run(t.Context()))
+		if diff := cmp.Diff(want, c.describe(k)); diff != "" {
+			t.Errorf("with %d bytes of work (-want +got):\n%s", floor, diff)
+		}
+	}
+}
+
+// FuzzFsck changes bytes of a repository, also in streams and images, and
+// where links lead to.
+func FuzzFsck(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 2, 0, 20, 255, 5, 1, 0, 9})
+	f.Add([]byte("some bytes that change something"))
+	f.Fuzz(func(t *testing.T, changes []byte) {
+		c := newChecked(t, insecureRepo(t))
+		var names []string
+		for _, name := range files(t, c.path) {
+			if name != "meta.json" {
+				names = append(names, name)
+			}
+		}
+		for len(changes) >= 4 {
+			path := c.file(names[int(changes[0])%len(names)])
+			if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
+				raw := check(os.ReadFile(path))(t)
+				if len(raw) > 0 {
+					raw[int(binary.LittleEndian.Uint16(changes[1:]))%len(raw)] = changes[3]
+					overwrite(t, path, raw)
+				}
+			} else if err == nil {
+				target := "../" + names[int(changes[1])%len(names)]
+				relink(t, path, target[:len(target)-int(changes[2])%3])
+			}
+			changes = changes[4:]
+		}
+		for _, quick := range []bool{true, false} {
+			_, first := c.runCheck(t, CheckOptions{Quick: quick})
+			_, second := c.runCheck(t, CheckOptions{Quick: quick, Workers: 1})
+			if diff := cmp.Diff(first, second); diff != "" {
+				t.Errorf("two checks of the same differ:\n%s", diff)
+			}
+		}
+		c.repair(t, CheckOptions{DropDamaged: len(changes) > 0})
+	})
+}

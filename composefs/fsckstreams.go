@@ -249,10 +249,15 @@ func (c *Checker) checkTable(s *streamItem) {
 			})
 		}
 	}
+	missing := map[fsverity.Digest]struct{}{} // told; a table may name one again and again
 	err = tables.EachObject(func(id fsverity.Digest) {
+		if _, told := missing[id]; told {
+			return
+		}
 		c.inScope(id)
 		if exists, err := c.exists(id); !exists && err == nil {
 			s.missing = true
+			remember(missing, id, struct{}{})
 			c.damage(id, MissingObjectRef)
 			bad(MissingObjectRef, id, "object %s is missing", id)
 		} else if err != nil {
@@ -599,15 +604,15 @@ func (a *reassembly) external(ctx context.Context, id fsverity.Digest, read, who
 		return err
 	}
 	defer f.Close() // read-only
+	if !a.c.charge(st.Size) {
+		return errTooMuch
+	}
 	left := st.Size
 	for left > 0 {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		n := min(left, int64(len(a.buffer)))
-		if !a.c.charge(n) {
-			return errTooMuch
-		}
 		if _, err := io.ReadFull(f, a.buffer[:n]); err != nil {
 			return fmt.Errorf("object %s: %w", id, err)
 		}

@@ -154,7 +154,7 @@ func (p *place) create(ctx context.Context, o Options) (created bool, err error)
 		return false, err // another process was faster
 	}
 	temporary := p.graphRoot + temporarySuffix
-	if err := removeStore(temporary); err != nil {
+	if err := removeMounted(temporary); err != nil {
 		return false, fmt.Errorf("remove what an interrupted creation left: %w", err)
 	}
 	inPlace, err := p.mayBecomeStore()
@@ -166,7 +166,7 @@ func (p *place) create(ctx context.Context, o Options) (created bool, err error)
 		// filled but not replaced.
 		return true, initialise(p.graphRoot, o)
 	}
-	defer func() { err = errors.Join(err, removeStore(temporary)) }()
+	defer func() { err = errors.Join(err, removeMounted(temporary)) }()
 	if err := initialise(temporary, o); err != nil {
 		return false, err
 	}
@@ -231,10 +231,10 @@ func initialise(root string, o Options) error {
 	})
 }
 
-// removeStore removes a temporary store, if there is one. A killed process may
-// have left something mounted in it: the driver's directory on itself, or the
+// removeMounted removes a directory, if there is one, and what is mounted below
+// it. A killed process may leave the driver's directory mounted on itself, or the
 // overlay that the library tries out.
-func removeStore(path string) error {
+func removeMounted(path string) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -36,9 +36,9 @@ const (
 
 // CopyStats say how the contents of files came into a store.
 type CopyStats struct {
-	Files       int64 // regular files with a content of their own
-	BytesCloned int64 // of files that share their blocks with the source
-	BytesCopied int64 // of other files
+	Files       int64 `json:"files"`       // regular files with a content of their own
+	BytesCloned int64 `json:"bytesCloned"` // of files that share their blocks with the source
+	BytesCopied int64 `json:"bytesCopied"` // of other files
 }
 
 // CopyNamed copies the image that has a name in another store, see CopyImage.

@@ -493,7 +493,8 @@ func TestPullIsKilled(t *testing.T) {
 	ref := layeredImage(t)
 	killed := 0
 	for delay := 40 * time.Millisecond; ; delay += 40 * time.Millisecond {
-		cmd, errs := startHelper(t, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref, "CSTOR_TMP="+t.TempDir())
+		cmd, errs := startHelper(t, "pull", "CSTOR_ROOT="+o.GraphRoot, "CSTOR_RUN="+o.RunRoot, "CSTOR_REF="+ref,
+			"CSTOR_NAMES=example.com/killed:latest", "CSTOR_TMP="+t.TempDir())
 		timer := time.AfterFunc(delay, func() { _ = cmd.Process.Kill() })
 		err := cmd.Wait()
 		timer.Stop()
@@ -504,8 +505,11 @@ func TestPullIsKilled(t *testing.T) {
 			t.Fatalf("after %d kills: %v\n%s", killed, err, errs)
 		}
 		if reader, err := OpenExisting(t.Context(), o); err == nil {
-			for _, img := range check(reader.Images())(t) {
-				check(reader.Layers(check(reader.Lookup(img.ID))(t)))(t)
+			// An image is given its name when it is complete.
+			if img, err := reader.Lookup("example.com/killed"); err == nil {
+				check(reader.Layers(img))(t)
+			} else if _, absent := errors.AsType[*NotFoundError](err); !absent {
+				t.Errorf("after %d kills: %v", killed, err)
 			}
 			must(t, reader.Close())
 		}
@@ -513,24 +517,26 @@ func TestPullIsKilled(t *testing.T) {
 	if killed < 3 {
 		t.Errorf("killed %d times only", killed)
 	}
+	// Killed while the library tried out an overlay, a process leaves that. It is
+	// removed when it is old enough to be nobody's.
+	for _, e := range check(os.ReadDir(filepath.Join(o.GraphRoot, driverDir)))(t) {
+		if strings.HasPrefix(e.Name(), "compat") || strings.Contains(e.Name(), "-check") {
+			path, old := filepath.Join(o.GraphRoot, driverDir, e.Name()), time.Now().Add(-2*probeAge)
+			must(t, os.Chtimes(path, old, old))
+		}
+	}
 	s := openStore(t, o)
 	if len(ids(t, s, layersFile)) != 3 || len(check(s.Images())(t)) != 1 {
 		t.Errorf("layers %v", ids(t, s, layersFile))
 	}
+	check(s.Layers(check(s.Lookup("example.com/killed"))(t)))(t)
 	checkStore(t, s)
 	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the temporary store: %v", err)
 	}
 	for _, line := range readMounts(t, o) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 || !strings.HasPrefix(fields[4], o.GraphRoot) {
-			continue
-		}
-		// The library tries out the kernel's overlay, once for each run root; that
-		// is the one moment in which something is mounted.
-		if dir := filepath.Join(o.GraphRoot, driverDir) + "/"; !strings.HasPrefix(fields[4], dir+"compat") && !strings.HasPrefix(fields[4], dir+"metacopy-check") {
+		if strings.Contains(line, o.GraphRoot) {
 			t.Errorf("still mounted: %s", line)
 		}
-		must(t, unix.Unmount(fields[4], unix.MNT_DETACH))
 	}
 }

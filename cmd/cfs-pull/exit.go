@@ -93,7 +93,11 @@ func classify(err error) failure {
 	case is[*fetch.PolicyError](err):
 		return failure{exitPolicy, "signature-policy", "another policy can be named with --signature-policy"}
 	case is[*composefs.NotSharedError](err):
-		return failure{exitZeroCopy, "zero-copy", "put store and repository on one file system with reflinks (btrfs, xfs), or allow copies with --local-copy=auto; --local-copy=hardlink allows hard links"}
+		remedy := "put store and repository on one file system with reflinks (btrfs, xfs), or allow copies with --local-copy=auto"
+		if e, _ := errors.AsType[*composefs.NotSharedError](err); e.NoHardlink != "" {
+			remedy += "; --local-copy=hardlink allows hard links"
+		}
+		return failure{exitZeroCopy, "zero-copy", remedy}
 	case is[*cstor.UnusableLayerError](err):
 		return failure{exitZeroCopy, "zero-copy", "fetch the layer itself with --local-copy=auto, or pull with --direct"}
 	case is[*pipeline.SpaceError](err):

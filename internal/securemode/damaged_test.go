@@ -43,6 +43,14 @@ func testDamagedFile(t *testing.T) {
 	}
 }
 
+// testDamagedFsck finds by reading what no measurement shows.
+func testDamagedFsck(t *testing.T) {
+	path := "objects/" + fsverity.Sum(fsverity.SHA512, osImage().files()[damagedFile]).ObjectPath()
+	dropCaches(t)
+	checkFsck(t, mainRepo, 0, nil, "--quick")
+	checkFsck(t, mainRepo, 7, []string{"object-verity-failed " + path})
+}
+
 // testDamagedImage reads a file whose content is in the EROFS image.
 func testDamagedImage(t *testing.T) {
 	const name = "overlapping-0"

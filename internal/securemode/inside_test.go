@@ -33,10 +33,10 @@ type step struct {
 // steps are what happens in each boot. The disk is kept from one to the next.
 var steps = map[string][]step{
 	bootPull:    {{"Pull", testPull}, {"Mount", testMountCommand}, {"Tamper", testTamper}, {"Concurrent", testConcurrent}, {"CopyImage", testCopyImage}},
-	bootDamaged: {{"File", testDamagedFile}, {"Image", testDamagedImage}},
+	bootDamaged: {{"File", testDamagedFile}, {"Image", testDamagedImage}, {"Fsck", testDamagedFsck}},
 	bootOptions: {
 		{"Refused", testRefused}, {"Loosen", testLoosen}, {"NotRequired", testNotRequired},
-		{"SHA256", testSHA256}, {"Unsealed", testUnsealed}, {"Killed", testKilled},
+		{"SHA256", testSHA256}, {"Unsealed", testUnsealed}, {"Killed", testKilled}, {"Fsck", testFsck},
 	},
 }
 
