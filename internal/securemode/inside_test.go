@@ -36,7 +36,7 @@ var steps = map[string][]step{
 	bootDamaged: {{"File", testDamagedFile}, {"Image", testDamagedImage}},
 	bootOptions: {
 		{"Refused", testRefused}, {"Loosen", testLoosen}, {"NotRequired", testNotRequired},
-		{"SHA256", testSHA256}, {"Unsealed", testUnsealed}, {"Killed", testKilled},
+		{"SHA256", testSHA256}, {"Unsealed", testUnsealed}, {"MountTampered", testMountTampered}, {"Killed", testKilled},
 	},
 }
 
