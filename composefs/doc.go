@@ -16,6 +16,7 @@
 //	images/refs/<name…>       -> ../…/<hex>     roots of garbage collection
 //	objects/.tmp-object-*     unfinished objects where O_TMPFILE is missing
 //	.symlink-*                unfinished replacement of a link
+//	bootc/.cfs-pull.lock      held by a whole pull or collection, see [LockOperation]
 //
 // Other names in the root belong to others and are left alone.
 //
@@ -40,6 +41,14 @@
 //     to an open file description, so all handles of one process for one
 //     repository share one: otherwise a process could wait for itself.
 //   - Everything is opened beneath the root's descriptor; no link leads out.
+//
+// # Garbage collection
+//
+// What no ref leads to is garbage, also where it has a name in streams/ or
+// images/. [Repo.CollectGarbage] marks first and removes then: refs, links,
+// objects, each durably before the next. Under the exclusive lock no object
+// is needed that no ref leads to, since a writer holds the shared lock from
+// the moment it relies on an object until there is a ref.
 //
 // # Durability
 //

@@ -6,10 +6,13 @@ package composefs
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -479,14 +482,9 @@ func TestCollectGarbageInterrupted(t *testing.T) {
 		unlock := check(c.LockExclusive(t.Context(), -1))(t)
 		g := &collector{repo: c, options: GCOptions{Drop: []string{"oci/stream0", "oci/stream2"}}, result: &GCResult{}}
 		must(t, g.mark(t.Context()))
-		steps := []func() error{
-			g.sweepRefs,
-			func() error { return g.sweepEntries(streamsDir, g.deadEntries(g.streams), &g.result.Streams) },
-			func() error { return g.sweepEntries(imagesDir, g.deadEntries(g.images), &g.result.Images) },
-			func() error { return g.sweepObjects(t.Context()) },
-		}
+		steps := check(g.steps())(t)
 		for _, s := range steps[:step] {
-			must(t, s())
+			must(t, s(t.Context()))
 		}
 		must(t, unlock())
 		if dangling := danglingLinks(t, copied); len(dangling) > 0 {
@@ -744,5 +742,29 @@ func TestEachDirent(t *testing.T) {
 	}
 	if err := eachDirent(int(f.Fd()), func([]byte, uint8) error { return nil }); err != nil {
 		t.Error(err)
+	}
+}
+
+// A table costs no memory, whatever length a file gives it.
+func TestCollectGarbageEnormousTable(t *testing.T) {
+	r := insecureRepo(t)
+	id := putStream(t, r, "s", nil, putObject(t, r, "used"))
+	must(t, r.SetStreamRef("s", "s"))
+	const length = 64 << 20
+	f := check(os.OpenFile(objectPath(r, id), os.O_RDWR, 0))(t)
+	defer f.Close()
+	end := uint64(check(f.Seek(0, io.SeekEnd))(t))
+	span := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, end), end+length)
+	check(f.WriteAt(span, 32+16))(t) // the range of object_refs in the info block
+	must(t, f.Truncate(int64(end+length)))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	got := check(r.CollectGarbage(t.Context(), GCOptions{DryRun: true}))(t)
+	runtime.ReadMemStats(&after)
+	if got.Missing != length/64 || got.Objects != 1 {
+		t.Errorf("%d references are missing, %d objects are garbage", got.Missing, got.Objects)
+	}
+	if used := after.TotalAlloc - before.TotalAlloc; used > length/8 {
+		t.Errorf("%d bytes were allocated for a table of %d", used, length)
 	}
 }

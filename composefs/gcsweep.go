@@ -21,27 +21,35 @@ import (
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
-// sweep removes what is not marked, refs before links before objects. Each
-// step is on disk before the next: a link must never outlive its object.
+// sweep removes what is not marked.
 func (c *collector) sweep(ctx context.Context) error {
-	temporaries, err := c.repo.findTemporaries()
+	steps, err := c.steps()
 	if err != nil {
 		return err
 	}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// steps are what a sweep does. Each is on disk before the next begins: a ref
+// must never outlive its link, nor a link its object.
+func (c *collector) steps() ([]func(context.Context) error, error) {
+	temporaries, err := c.repo.findTemporaries()
+	if err != nil {
+		return nil, err
+	}
 	streams, images := c.deadEntries(c.streams), c.deadEntries(c.images)
-	if err := c.sweepRefs(); err != nil {
-		return err
-	}
-	if err := c.sweepEntries(streamsDir, streams, &c.result.Streams); err != nil {
-		return err
-	}
-	if err := c.sweepEntries(imagesDir, images, &c.result.Images); err != nil {
-		return err
-	}
-	if err := c.sweepTemporaries(temporaries); err != nil {
-		return err
-	}
-	return c.sweepObjects(ctx)
+	return []func(context.Context) error{
+		func(context.Context) error { return c.sweepRefs() },
+		func(context.Context) error { return c.sweepEntries(streamsDir, streams, &c.result.Streams) },
+		func(context.Context) error { return c.sweepEntries(imagesDir, images, &c.result.Images) },
+		func(context.Context) error { return c.sweepTemporaries(temporaries) },
+		c.sweepObjects,
+	}, nil
 }
 
 // deadEntries are the first-level links whose objects are missing or go.
@@ -246,28 +254,29 @@ func (c *collector) sweepShard(ctx context.Context, dir int, own *GCResult) erro
 	if err != nil {
 		return err
 	}
+	path := fmt.Sprintf("objects/%02x", dir)
 	for _, name := range dead {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := c.removeObject(fd, dir, name, own); err != nil {
+		if err := c.removeObject(fd, path, name, own); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *collector) removeObject(dirfd, dir int, name string, own *GCResult) error {
+// removeObject removes an object of the directory at path and counts it.
+func (c *collector) removeObject(dirfd int, path, name string, own *GCResult) error {
 	var st unix.Stat_t
 	err := retry(func() error { return unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	hh := fmt.Sprintf("%02x", dir)
 	if err != nil {
-		return c.repo.pathError("stat", "objects/"+hh+"/"+name, err)
+		return c.repo.pathError("stat", path+"/"+name, err)
 	}
-	if err := c.remove(dirfd, "objects/"+hh, name); err != nil {
+	if err := c.remove(dirfd, path, name); err != nil {
 		return err
 	}
 	own.Objects++
@@ -276,7 +285,7 @@ func (c *collector) removeObject(dirfd, dir int, name string, own *GCResult) err
 		own.LinkedBytes += st.Size
 	}
 	if c.options.ListObjects {
-		id, err := fsverity.ParseDigest(hh + name)
+		id, err := fsverity.ParseDigest(path[len(path)-2:] + name)
 		if err != nil {
 			return err
 		}

@@ -61,7 +61,11 @@ func openOperationFile(root *os.File, path string) (*os.File, error) {
 		return nil, fmt.Errorf("open repository %s: %w", path, err)
 	}
 	fail := func(op, name string, err error) error {
-		return fmt.Errorf("lock repository: %w", &fs.PathError{Op: op, Path: path + "/" + name, Err: err})
+		why := error(&fs.PathError{Op: op, Path: path + "/" + name, Err: err})
+		if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+			why = fmt.Errorf("%w: %w", ErrReadOnly, why)
+		}
+		return fmt.Errorf("lock repository: %w", why)
 	}
 	if err := unix.Mkdirat(dirfd, operationDir, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fail("mkdir", operationDir, err)

@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/filelock"
@@ -152,7 +154,7 @@ func (p *place) create(ctx context.Context, o Options) (created bool, err error)
 		return false, err // another process was faster
 	}
 	temporary := p.graphRoot + temporarySuffix
-	if err := removeStore(temporary); err != nil {
+	if err := removeMounted(temporary); err != nil {
 		return false, fmt.Errorf("remove what an interrupted creation left: %w", err)
 	}
 	inPlace, err := p.mayBecomeStore()
@@ -164,7 +166,7 @@ func (p *place) create(ctx context.Context, o Options) (created bool, err error)
 		// filled but not replaced.
 		return true, initialise(p.graphRoot, o)
 	}
-	defer func() { err = errors.Join(err, removeStore(temporary)) }()
+	defer func() { err = errors.Join(err, removeMounted(temporary)) }()
 	if err := initialise(temporary, o); err != nil {
 		return false, err
 	}
@@ -229,12 +231,21 @@ func initialise(root string, o Options) error {
 	})
 }
 
-// removeStore removes a temporary store, if there is one. A killed process may
-// have left the driver's directory mounted on itself.
-func removeStore(path string) error {
+// removeMounted removes a directory, if there is one, and what is mounted below
+// it. A killed process may leave the driver's directory mounted on itself, or the
+// overlay that the library tries out.
+func removeMounted(path string) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	_ = unix.Unmount(filepath.Join(path, driverDir), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
+	if err != nil {
+		return fmt.Errorf("look for mounts below %s: %w", path, err)
+	}
+	for _, m := range slices.Backward(mounts) { // the latest first
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return &fs.PathError{Op: "unmount", Path: m.Mountpoint, Err: err}
+		}
+	}
 	return os.RemoveAll(path)
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/loopfs"
 	"github.com/cfs-pull/cfs-pull/internal/testutil"
@@ -127,14 +128,24 @@ func TestLayouts(t *testing.T) {
 
 func TestEnsureRemovesWhatIsLeft(t *testing.T) {
 	o := storeOptions(t, t.TempDir())
+	testutil.RequireRoot(t)
 	stale := filepath.Join(o.GraphRoot+temporarySuffix, "overlay/some/thing")
 	must(t, os.MkdirAll(stale, 0o755))
+	// A process was killed while the library tried out an overlay.
+	for _, dir := range []string{stale, filepath.Join(o.GraphRoot+temporarySuffix, "overlay")} {
+		must(t, unix.Mount(dir, dir, "", unix.MS_BIND, ""))
+	}
 	s := openStore(t, o)
 	if !s.Created() {
 		t.Error("not created")
 	}
 	if _, err := os.Lstat(o.GraphRoot + temporarySuffix); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the old temporary store: %v", err)
+	}
+	for _, line := range readMounts(t, o) {
+		if strings.Contains(line, o.GraphRoot) {
+			t.Errorf("still mounted: %s", line)
+		}
 	}
 	if _, err := os.Lstat(filepath.Join(o.GraphRoot, "overlay/some")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what was in it: %v", err)
@@ -306,6 +317,30 @@ func openFiles(t *testing.T) map[string]int {
 		}
 	}
 	return out
+}
+
+// What the library tries out in a store, and a killed process leaves, is removed
+// when it is old; one that may be in use stays.
+func TestOldProbesAreRemoved(t *testing.T) {
+	o := storeOptions(t, t.TempDir())
+	s := openStore(t, o)
+	dir := filepath.Join(o.GraphRoot, driverDir)
+	old := time.Now().Add(-2 * probeAge)
+	for name, age := range map[string]time.Time{"compat123": old, "metacopy-check4": old, "compat5": time.Now(), "compatible": old} {
+		path := filepath.Join(dir, name)
+		must(t, os.MkdirAll(filepath.Join(path, "merged"), 0o755))
+		if name == "compat123" {
+			must(t, unix.Mount("none", filepath.Join(path, "merged"), "tmpfs", 0, ""))
+		}
+		must(t, os.Chtimes(path, age, age))
+	}
+	check(s.writer(t.Context()))(t)
+	left := tree(t, dir)
+	for name, want := range map[string]bool{"/compat123": false, "/metacopy-check4": false, "/compat5": true, "/compatible": true} {
+		if _, there := left[name]; there != want {
+			t.Errorf("%s is there: %v, want %v", name, there, want)
+		}
+	}
 }
 
 // A store that was made for fuse-overlayfs is not written to.

@@ -36,9 +36,9 @@ const (
 
 // CopyStats say how the contents of files came into a store.
 type CopyStats struct {
-	Files       int64 // regular files with a content of their own
-	BytesCloned int64 // of files that share their blocks with the source
-	BytesCopied int64 // of other files
+	Files       int64 `json:"files"`       // regular files with a content of their own
+	BytesCloned int64 `json:"bytesCloned"` // of files that share their blocks with the source
+	BytesCopied int64 `json:"bytesCopied"` // of other files
 }
 
 // CopyNamed copies the image that has a name in another store, see CopyImage.
@@ -362,7 +362,7 @@ func (c *copier) putExact(ctx context.Context, w *writer, s *staged) error {
 		o.OriginalDigest, o.OriginalSize = compressed, &size
 	}
 	limits := oci.Limits{MaxLayerSize: max(s.source.UncompressedSize, 1)}
-	err = w.put(ctx, s.layer, archive, limits, o, func(got oci.Digest) error { return c.mismatch(s.layer, s.source, got) })
+	err = w.put(ctx, func() {}, s.layer, archive, limits, o, func(got oci.Digest) error { return c.mismatch(s.layer, s.source, got) })
 	if err != nil && ctx.Err() == nil && errors.Is(err, oci.ErrIntegrity) {
 		return archive.Explain(ctx, err)
 	}

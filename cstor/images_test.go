@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/storage"
+	"go.podman.io/storage/pkg/archive"
 
 	"github.com/cfs-pull/cfs-pull/internal/ocilayout"
 )
@@ -128,7 +130,8 @@ func (r *brokenReader) Read(p []byte) (int, error) {
 func readArchive(tb testing.TB, s *Store, layer string) []byte {
 	tb.Helper()
 	w := check(s.writer(tb.Context()))(tb)
-	r := &lazyDiff{open: func() (io.ReadCloser, error) { return openDiff(w.lib, layer) }}
+	plain := archive.Uncompressed
+	r := check(w.lib.Diff("", layer, &storage.DiffOptions{Compression: &plain}))(tb)
 	data := check(io.ReadAll(r))(tb)
 	must(tb, r.Close())
 	return data

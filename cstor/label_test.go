@@ -478,7 +478,7 @@ func TestLabelOrder(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "file"), "")
 	log := filepath.Join(t.TempDir(), "log")
-	cmd := exec.Command(strace, "-f", "-y", "-qq", "-o", log, "-e", "trace=openat,lsetxattr,fsetxattr,syncfs,fsync",
+	cmd := exec.Command(strace, "-f", "-y", "-qq", "-o", log, "-e", "trace=openat,openat2,lsetxattr,fsetxattr,syncfs,fsync",
 		os.Args[0], "-test.run=^TestLabelOrder$")
 	cmd.Env = append(os.Environ(), "CSTOR_TEST_LABEL="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -493,9 +493,12 @@ func TestLabelOrder(t *testing.T) {
 		name, arguments, _ := strings.Cut(call, "(")
 		_, path, _ := strings.Cut(arguments, "<")
 		path, _, _ = strings.Cut(path, ">")
+		if strings.HasPrefix(name, "openat") && strings.Contains(arguments, `"file"`) {
+			t.Errorf("a file was opened, which one with fs-verity need not allow: %s", call)
+		}
 		switch {
 		case !strings.HasPrefix(path, dir) && !strings.Contains(arguments, "/proc/self/fd/"):
-		case name == "openat" && !strings.Contains(call, "O_CREAT"):
+		case name == "openat2", name == "openat" && !strings.Contains(call, "O_CREAT"):
 		case name == "openat":
 			got = append(got, "create stamp")
 		case name == "lsetxattr":

@@ -114,8 +114,11 @@ func splitLayer(tb testing.TB, members []member) (*Layer, []byte) {
 	}
 	var split bytes.Buffer
 	z := gzip.NewWriter(&split)
-	in := check(asm.NewInputTarStream(bytes.NewReader(raw), storage.NewJSONPacker(z), nil))(tb)
+	in, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(raw), storage.NewJSONPacker(z), nil)
+	must(tb, err)
 	check(io.Copy(io.Discard, in))(tb)
+	must(tb, in.Close())
+	must(tb, <-done)
 	must(tb, z.Close())
 	must(tb, os.WriteFile(l.TarSplitPath, split.Bytes(), 0o600))
 	return l, raw

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"go.podman.io/storage"
 	"go.podman.io/storage/pkg/archive"
@@ -46,6 +48,7 @@ func (l *library) open(root string, o Options) (storage.Store, error) {
 	if err := checkMountProgram(root); err != nil {
 		return nil, err
 	}
+	removeProbes(root, o)
 	options := storage.StoreOptions{
 		GraphRoot:       root,
 		RunRoot:         o.RunRoot,
@@ -86,6 +89,37 @@ func (l *library) close() {
 	defer environment.Unlock()
 	l.store.Free()
 	l.store = nil
+}
+
+// The library tries out an overlay in directories with these names and digits
+// after them, for a moment whenever a store is used with a new run root.
+var probeNames = []string{"compat", "metacopy-check", "opaque-bug-check", "volatile-check"}
+
+// probeAge is the age from which on such a directory is taken for one that a
+// killed process has left.
+const probeAge = 10 * time.Minute
+
+// removeProbes removes what killed processes have left in a store; the library
+// only complains about it.
+func removeProbes(root string, o Options) {
+	entries, err := os.ReadDir(filepath.Join(root, driverDir))
+	if err != nil {
+		return // there is no store yet
+	}
+	for _, e := range entries {
+		isProbe := slices.ContainsFunc(probeNames, func(name string) bool {
+			digits, ok := strings.CutPrefix(e.Name(), name)
+			return ok && digits != "" && strings.Trim(digits, "0123456789") == ""
+		})
+		info, err := e.Info()
+		if !isProbe || err != nil || !info.IsDir() || time.Since(info.ModTime()) < probeAge {
+			continue
+		}
+		path := filepath.Join(root, driverDir, e.Name())
+		if err := removeMounted(path); err != nil {
+			o.Log.Warn("what a killed process has left cannot be removed", "path", path, "error", err)
+		}
+	}
 }
 
 // checkMountProgram refuses a store that was made for fuse-overlayfs, whose

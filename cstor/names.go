@@ -4,6 +4,7 @@
 package cstor
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,6 +20,9 @@ const (
 	// shortDigest is how many digits of a digest people are shown.
 	shortDigest = 12
 )
+
+// errNotNormal is a name that NormalizeName would change.
+var errNotNormal = errors.New("it has no registry or no tag")
 
 // NormalizeName completes a name as podman does: "fedora" becomes
 // "docker.io/library/fedora:latest".

@@ -39,18 +39,23 @@ func layerID(parent string, diffID oci.Digest) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// plan finds out which layers of an image the store has.
-func (v view) plan(m *oci.Manifest, diffIDs []oci.Digest) ([]*stored, error) {
-	byDiffID := map[oci.Digest]*Layer{}
+// archives are layers whose archives can be made again, one for each diff_id.
+func (v view) archives() map[oci.Digest]*Layer {
+	out := map[oci.Digest]*Layer{}
 	for _, r := range v {
 		for _, l := range r.layers {
-			// A layer whose archive cannot be made again is none to copy from.
 			layer := l.layer(r)
-			if !l.incomplete() && !layer.DiffID.IsZero() && layer.Partial == "" && layer.TarSplitPath != "" && byDiffID[layer.DiffID] == nil {
-				byDiffID[layer.DiffID] = &layer
+			if !l.incomplete() && !layer.DiffID.IsZero() && layer.Partial == "" && layer.TarSplitPath != "" && out[layer.DiffID] == nil {
+				out[layer.DiffID] = &layer
 			}
 		}
 	}
+	return out
+}
+
+// plan finds out which layers of an image the store has.
+func (v view) plan(m *oci.Manifest, diffIDs []oci.Digest) ([]*stored, error) {
+	archives := v.archives()
 	var layers []*stored
 	seen := map[oci.Digest]bool{}
 	parent := ""
@@ -63,7 +68,7 @@ func (v view) plan(m *oci.Manifest, diffIDs []oci.Digest) ([]*stored, error) {
 			s.present = true
 		}
 		if !s.present {
-			s.copyOf, s.repeated = byDiffID[diffID], seen[diffID]
+			s.copyOf, s.repeated = archives[diffID], seen[diffID]
 		}
 		seen[diffID] = true
 		layers = append(layers, s)
@@ -103,24 +108,23 @@ func totals(layers []*stored) (total, cached int64) {
 }
 
 // checkSpace compares the space that the missing layers will take with what is
-// free. Temporary files give way.
-func (s *Store) checkSpace(layers []*stored, o PullOptions) error {
-	if o.SkipSpaceCheck {
+// free. Temporary files give way, and clones take none.
+func (p *puller) checkSpace(layers []*stored) error {
+	if p.options.SkipSpaceCheck {
 		return nil
 	}
 	var expected float64
 	for _, l := range layers {
 		switch {
 		case l.present:
-			continue
-		case l.copyOf != nil:
+		case l.copyOf == nil:
+			expected += freespace.Unpacked(l.blob.MediaType, l.blob.Size) * float64(p.options.ExpectedCopies)
+		case (&copier{puller: p, from: p.Store}).probeClone([]Layer{*l.copyOf}) != nil:
 			expected += float64(l.copyOf.UncompressedSize)
-			continue
 		}
-		expected += freespace.Unpacked(l.blob.MediaType, l.blob.Size) * float64(o.ExpectedCopies)
 	}
 	if expected == 0 {
 		return nil
 	}
-	return freespace.Check(s.graphRoot, s.graphRoot, expected, o.MinFree)
+	return freespace.Check(p.graphRoot, p.graphRoot, expected, p.options.MinFree)
 }

@@ -4,6 +4,7 @@
 package cstor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"go.podman.io/storage"
 
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
 
 // puller is a pull under way.
@@ -36,8 +38,12 @@ type puller struct {
 // The result is never nil.
 func (s *Store) Pull(ctx context.Context, src Source, o PullOptions) (*PullResult, error) {
 	p := s.newPuller(src, o)
-	err := p.run(ctx, func(w *writer, layers []*stored) error { return p.storeLayers(ctx, w, layers) },
-		func(layers []*stored) error { return p.checkSpace(layers, p.options) })
+	for _, name := range o.Names {
+		if normal, err := NormalizeName(name); err != nil || normal != name {
+			return p.result, fmt.Errorf("image %s: name %q is not in its normal form: %w", src.Reference, name, cmp.Or(err, errNotNormal))
+		}
+	}
+	err := p.run(ctx, func(w *writer, layers []*stored) error { return p.storeLayers(ctx, w, layers) }, p.checkSpace)
 	p.result.BytesFetched = p.fetched.Load()
 	return p.result, err
 }
@@ -163,11 +169,11 @@ func (p *puller) storeLayers(ctx context.Context, w *writer, layers []*stored) (
 // the source, from its beginning again when the transfer broke.
 func (p *puller) storeLayer(ctx context.Context, w *writer, t *transfers, l *stored) error {
 	if l.copyOf != nil || l.repeated {
-		err := w.copyLayer(ctx, l)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errUnreadable) {
+		err := p.reuseLayer(ctx, w, l)
+		if err == nil || ctx.Err() != nil || errors.Is(err, filelock.ErrLocked) || isSystem(err) {
 			return err
 		}
-		p.log().Warn("fetching a layer that cannot be read from the store", "layer", l.blob.Digest, "error", err)
+		p.log().Warn("fetching a layer that cannot be taken from the store", "layer", l.blob.Digest, "error", err)
 	}
 	for try := 0; ; try++ {
 		err := p.storeBlob(ctx, w, t, l)
@@ -190,12 +196,14 @@ func (p *puller) storeLayer(ctx context.Context, w *writer, t *transfers, l *sto
 
 // storeBlob is one try to store a layer from its blob.
 func (p *puller) storeBlob(ctx context.Context, w *writer, t *transfers, l *stored) (err error) {
-	blob, err := t.blob(ctx, l)
+	blobCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	blob, err := t.blob(blobCtx, l)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, blob.Close()) }()
-	return w.putBlob(ctx, p, l, blob)
+	return w.putBlob(ctx, stop, p, l, blob)
 }
 
 // fetch opens a layer's blob and counts what is read of it.

@@ -135,8 +135,13 @@ func (img *Image) load() error {
 	fail := func(what string, err error) error {
 		return fmt.Errorf("image %s in containers-storage %s: %s: %w", img.ID, img.GraphRoot, what, err)
 	}
-	if img.ManifestDigest.IsZero() {
-		return fail("manifest", fmt.Errorf("%w: there is none with a SHA-256 digest", ErrUnsupported))
+	switch {
+	case img.ManifestDigest.IsZero() && slices.Contains(img.bigDataNames, manifestKey):
+		return fail("manifest", fmt.Errorf("%w: it has no SHA-256 digest", ErrUnsupported))
+	case img.ManifestDigest.IsZero():
+		// The library writes an image's record before its documents, and its names
+		// last.
+		return fail("manifest", fmt.Errorf("%w: there is none", ErrIncomplete))
 	}
 	manifest, err := img.bigData(manifestKey+"-"+img.ManifestDigest.String(), maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -172,10 +172,15 @@ func TestHostileRecords(t *testing.T) {
 			image["names"] = 7
 			return []object{image}, layers
 		}, ErrCorrupt},
-		{"no manifest", func(_ *fakeStore, image object, layers []object) (any, any) {
+		{"manifest without digest", func(_ *fakeStore, image object, layers []object) (any, any) {
 			delete(image, "big-data-digests")
 			return []object{image}, layers
 		}, ErrUnsupported},
+		{"no manifest", func(_ *fakeStore, image object, layers []object) (any, any) {
+			delete(image, "big-data-digests")
+			delete(image, "big-data-names")
+			return []object{image}, layers
+		}, ErrIncomplete},
 		{"other manifest", func(f *fakeStore, image object, layers []object) (any, any) {
 			f.write(t, bigDataPath(fakeID, manifestKey), []byte("{}"))
 			return []object{image}, layers

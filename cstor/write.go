@@ -17,7 +17,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/storage"
-	"go.podman.io/storage/pkg/archive"
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
@@ -25,9 +24,6 @@ import (
 )
 
 func (s *Store) log() *slog.Logger { return s.options.Log }
-
-// errUnreadable is a layer of the store whose archive cannot be made again.
-var errUnreadable = errors.New("layer of the store cannot be read")
 
 // writer changes a store through the library.
 type writer struct {
@@ -113,9 +109,10 @@ func (s *Store) lockedByOthers() string {
 }
 
 // putBlob stores a layer from its blob.
-func (w *writer) putBlob(ctx context.Context, p *puller, l *stored, blob io.Reader) error {
+// stop makes the blob's reader return.
+func (w *writer) putBlob(ctx context.Context, stop func(), p *puller, l *stored, blob io.Reader) error {
 	size := l.blob.Size
-	err := w.put(ctx, l, blob, p.options.Limits, storage.LayerOptions{
+	err := w.put(ctx, stop, l, blob, p.options.Limits, storage.LayerOptions{
 		OriginalDigest: digest.Digest(l.blob.Digest), OriginalSize: &size,
 	}, func(got oci.Digest) error {
 		return &IntegrityError{
@@ -134,8 +131,9 @@ func (w *writer) putBlob(ctx context.Context, p *puller, l *stored, blob io.Read
 	return err
 }
 
-// put stores a layer from a stream that OpenLayerBlob reads.
-func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.Limits, o storage.LayerOptions, mismatch func(oci.Digest) error) error {
+// put stores a layer from a stream that OpenLayerBlob reads. stop makes the
+// stream's reader return.
+func (w *writer) put(ctx context.Context, stop func(), l *stored, blob io.Reader, limits oci.Limits, o storage.LayerOptions, mismatch func(oci.Digest) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	archive, err := oci.OpenLayerBlob(ctx, blob, limits)
@@ -151,6 +149,10 @@ func (w *writer) put(ctx context.Context, l *stored, blob io.Reader, limits oci.
 		return err
 	})
 	if errors.Is(err, filelock.ErrLocked) || ctx.Err() != nil {
+		// The library may be left behind. Whoever closes the blob next must not
+		// meet a Read.
+		stop()
+		archive.Close()
 		return errors.Join(err, context.Cause(ctx))
 	}
 	switch {
@@ -195,88 +197,6 @@ func describePut(err error) error {
 // isSystem reports whether an error is about this machine rather than the layer.
 func isSystem(err error) bool {
 	return slices.ContainsFunc(passedErrnos, func(e unix.Errno) bool { return errors.Is(err, e) })
-}
-
-// copyLayer stores a layer whose archive another layer of the store has.
-func (w *writer) copyLayer(ctx context.Context, l *stored) error {
-	from := l.copyOf
-	if from == nil { // it has been stored meanwhile
-		layers, err := w.lib.LayersByUncompressedDigest(digest.Digest(l.diffID.String()))
-		if err != nil || len(layers) == 0 {
-			return fmt.Errorf("%w: no layer has diff_id %s", errUnreadable, l.diffID)
-		}
-		r := &records{root: w.graphRoot}
-		layer := (&layerRecord{
-			ID: layers[0].ID, DiffDigest: string(layers[0].UncompressedDigest), DiffSize: layers[0].UncompressedSize,
-			CompressedDigest: string(layers[0].CompressedDigest), CompressedSize: layers[0].CompressedSize,
-		}).layer(r)
-		from = &layer
-	}
-	diff := &lazyDiff{open: func() (io.ReadCloser, error) { return openDiff(w.lib, from.ID) }}
-	defer diff.Close()
-	// What is not known of the blob is left out, as podman does: the library
-	// then takes the archive for it.
-	o := storage.LayerOptions{OriginalDigest: digest.Digest(l.diffID.String())}
-	if from.CompressedDigest.String() == l.blob.Digest && from.CompressedSize > 0 {
-		o.OriginalDigest, o.OriginalSize = digest.Digest(l.blob.Digest), &from.CompressedSize
-	}
-	limits := oci.Limits{MaxLayerSize: max(from.UncompressedSize, 1)}
-	err := w.put(ctx, l, diff, limits, o, func(got oci.Digest) error {
-		return fmt.Errorf("%w: the files of layer %s make an archive with digest %s, not %s", errUnreadable, from.ID, got, l.diffID)
-	})
-	if err != nil && diff.failed {
-		err = fmt.Errorf("%w: %w", errUnreadable, err)
-	}
-	return err
-}
-
-// openDiff makes the archive of a layer from its files. It locks the store until
-// it is closed.
-func openDiff(lib storage.Store, layer string) (io.ReadCloser, error) {
-	plain := archive.Uncompressed
-	return lib.Diff("", layer, &storage.DiffOptions{Compression: &plain})
-}
-
-// lazyDiff makes the archive of a stored layer. The library locks the store
-// while it makes one, and for a moment before it begins to read what is to be
-// stored and after it has read that; so the archive is opened at the first Read
-// and closed at its end.
-type lazyDiff struct {
-	open   func() (io.ReadCloser, error)
-	diff   io.ReadCloser
-	failed bool
-	err    error
-}
-
-func (d *lazyDiff) Read(p []byte) (int, error) {
-	if d.err != nil {
-		return 0, d.err
-	}
-	var n int
-	if d.diff == nil {
-		d.diff, d.err = d.open()
-	}
-	if d.err == nil {
-		n, d.err = d.diff.Read(p)
-	}
-	if d.err != nil {
-		d.failed = d.err != io.EOF
-		d.Close()
-	}
-	return n, d.err
-}
-
-// Close unlocks the store.
-func (d *lazyDiff) Close() error {
-	if d.diff == nil {
-		return nil
-	}
-	err := d.diff.Close()
-	d.diff = nil
-	if d.err == nil {
-		d.err = io.ErrClosedPipe
-	}
-	return err
 }
 
 // metadata is what containers/image records of an image without signatures.

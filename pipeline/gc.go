@@ -131,7 +131,7 @@ func GC(ctx context.Context, o GCOptions) (*GCResult, error) {
 		o.KeepRecent = DefaultKeepRecent
 	}
 	c := &collection{GCOptions: o, result: NewGCResult(), unlock: func() error { return nil }}
-	c.result.DryRun = o.DryRun
+	c.result.DryRun, c.result.Repository.Path = o.DryRun, o.Repo
 	return c.result, c.run(ctx)
 }
 

@@ -6,6 +6,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/cstor"
@@ -125,10 +126,44 @@ func (u *stage1) newer(ctx context.Context, owned *cstor.Image, host *hostImage)
 	return u.stored(copied, origin{reference: u.reference.String()})
 }
 
-// copyFromHost copies an image from the host's store into the system's.
-func (u *stage1) copyFromHost(context.Context, *hostImage) (*cstor.Image, error) {
-	return nil, &fetch.UsageError{
-		Subject: u.Reference, Err: errors.New("the image is only in the host's containers-storage"),
-		Hint: "import it with --direct",
+// copyFromHost copies an image from the host's store into the system's. What
+// the host's podman has accepted is trusted: no signature policy applies
+//
+func (u *stage1) copyFromHost(ctx context.Context, host *hostImage) (*cstor.Image, error) {
+	names, err := u.copiedNames(host.image)
+	if err != nil {
+		return nil, err
 	}
+	copied, err := u.store.CopyNamed(ctx, host.store, u.reference.Name, u.storeOptions(names))
+	u.events.notFetched()
+	if copied != nil {
+		u.result.Changed = u.result.Changed || copied.Changed
+		u.result.Storage.Copied = &copied.Copy
+	}
+	if err != nil {
+		return nil, err
+	}
+	u.events.task(TaskPulling, Done)
+	u.Log.Info("image was copied from the host's containers-storage", "id", copied.ImageID, "layers", copied.Layers,
+		"present", copied.LayersPresent, "bytesCloned", copied.Copy.BytesCloned, "bytesCopied", copied.Copy.BytesCopied)
+	return u.store.Lookup(copied.ImageID)
+}
+
+// copiedNames are the names that a copy of the host's image gets: the one it was
+// asked for by, or all that it has when that is no name of it, such as an id.
+func (u *stage1) copiedNames(image *cstor.Image) ([]string, error) {
+	if u.StoreName != "" {
+		name, err := cstor.NormalizeName(u.StoreName)
+		if err != nil {
+			return nil, &fetch.UsageError{Subject: u.StoreName, Err: err}
+		}
+		return []string{name}, nil
+	}
+	if name, err := cstor.NormalizeName(u.reference.Name); err == nil && slices.Contains(image.Names, name) {
+		return []string{name}, nil
+	}
+	if len(image.Names) > 0 {
+		return image.Names, nil
+	}
+	return []string{cstor.NameForDigest(image.ManifestDigest)}, nil // without one it would be pruned
 }

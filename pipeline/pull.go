@@ -61,7 +61,9 @@ func (p *pull) run(ctx context.Context, obtain func(context.Context) error) (err
 	}
 	p.result.Stats.Seconds.Fetch = time.Since(begin).Seconds()
 
+	begin = time.Now()
 	root, err := p.importLayers(ctx)
+	p.result.Stats.Seconds.Import = time.Since(begin).Seconds()
 	if err == nil || ctx.Err() == nil {
 		root, err = p.checkSource(ctx, obtain, root, err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cfs-pull/cfs-pull/composefs/boot"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/cstor"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
@@ -99,6 +100,8 @@ type Storage struct {
 	Root    string   `json:"root"`
 	ImageID string   `json:"imageID"`
 	Names   []string `json:"names"`
+	// Copied says how the image came from the host's store, if it did.
+	Copied *cstor.CopyStats `json:"copied,omitempty"`
 	// Labeled is whether the files have the SELinux labels of the policy.
 	Labeled bool `json:"labeled"`
 }

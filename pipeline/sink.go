@@ -73,3 +73,10 @@ func (s *eventSink) fetched() int64 {
 	defer s.mu.Unlock()
 	return s.bytes
 }
+
+// notFetched takes back what was counted: it came from this machine.
+func (s *eventSink) notFetched() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bytes = 0
+}

@@ -196,18 +196,10 @@ func (u *stage1) fetch(ctx context.Context, from *fetchSource) (*storeSource, er
 	if err != nil {
 		return nil, err
 	}
-	copies := 1
-	if u.copiesFrom(u.store.GraphRoot()) && sameDevice(u.store.GraphRoot(), u.Repo) {
-		copies = 2
-	}
 	pulled, err := u.store.Pull(ctx, cstor.Source{
 		Reference: from.Reference.String(), Manifest: from.Manifest, Index: from.Index,
 		Config: from.Config, Layer: from.Layer, Retry: fetch.IsRetryable,
-	}, cstor.PullOptions{
-		Names: []string{name}, ParallelLayers: u.ParallelLayers, Limits: u.Limits,
-		MinFree: u.MinFree, SkipSpaceCheck: u.SkipSpaceCheck, ExpectedCopies: copies,
-		Events: u.storeEvent,
-	})
+	}, u.storeOptions([]string{name}))
 	u.result.Changed = u.result.Changed || pulled.Changed
 	u.result.Stats.Bytes.Fetched = pulled.BytesFetched
 	if err != nil {
@@ -243,6 +235,19 @@ func (u *stage1) storeName(image *fetch.Image) (string, error) {
 		return "", &fetch.UsageError{Subject: name, Err: err}
 	}
 	return normal, nil
+}
+
+// storeOptions are those of a pull or a copy into the store.
+func (u *stage1) storeOptions(names []string) cstor.PullOptions {
+	copies := 1
+	if u.copiesFrom(u.store.GraphRoot()) && sameDevice(u.store.GraphRoot(), u.Repo) {
+		copies = 2
+	}
+	return cstor.PullOptions{
+		Names: names, ParallelLayers: u.ParallelLayers, Limits: u.Limits,
+		MinFree: u.MinFree, SkipSpaceCheck: u.SkipSpaceCheck, ExpectedCopies: copies,
+		Events: u.storeEvent,
+	}
 }
 
 // storeEvent passes the progress of the store's pull on.

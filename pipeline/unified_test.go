@@ -339,6 +339,37 @@ func TestChangedBetweenTheStages(t *testing.T) {
 	}
 }
 
+// TestLayerWithoutMetadata imports an image of which the store cannot rebuild a
+// layer's archive.
+func TestLayerWithoutMetadata(t *testing.T) {
+	on := loopfs.MountSize(t, loopfs.XFS, 300<<20)
+	o := unifiedOptions(t, repoOn(t, on), filepath.Join(on, "store"), layoutImage(t))
+	mustPullUnified(t, o)
+	splits, err := filepath.Glob(filepath.Join(on, "store", "overlay-layers", "*.tar-split.gz"))
+	if err != nil || len(splits) == 0 {
+		t.Fatalf("no tar-split metadata: %v", err)
+	}
+	for _, split := range splits {
+		if err := os.Remove(split); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Repo, o.Init = filepath.Join(on, "second"), true
+	result, err := pipeline.Unified(t.Context(), o)
+	if !is[*cstor.UnusableLayerError](err) || !strings.Contains(err.Error(), "tar-split") || result.Tagged {
+		t.Errorf("zero-copy: %v, tagged: %t", err, result.Tagged)
+	}
+	o.LocalCopy = pipeline.CopyIfNeeded
+	if r := mustPullUnified(t, o); r.Stats.Objects.Copied == 0 || r.Stats.Objects.Reflinked != 0 {
+		t.Errorf("with copies: %+v", r.Stats.Objects)
+	}
+	direct := newRepo(t, composefs.InitOptions{})
+	mustPull(t, pullOptions(direct, layoutImage(t)))
+	if diff := cmp.Diff(mustDump(t, direct), mustDump(t, o.Repo), cmp.FilterPath(isMeta, cmp.Ignore())); diff != "" {
+		t.Errorf("the repository differs from that of a direct pull:\n%s", diff)
+	}
+}
+
 // TestInterruptedUnifiedPull ends pulls at many points and lets the last one
 // go on.
 func TestInterruptedUnifiedPull(t *testing.T) {
@@ -553,5 +584,78 @@ func TestStorageInJSON(t *testing.T) {
 	const want = `"storage":{"root":"/s","imageID":"1","names":["n"],"labeled":true}`
 	if !strings.Contains(string(raw), want) {
 		t.Errorf("%s is not in %s", want, raw)
+	}
+}
+
+// An image of the host's store is copied into the system's, and from there into
+// the repository, with nothing fetched and nothing copied where files can share
+// their blocks; it is the same image as one that is pulled.
+func TestUnifiedFromHostStore(t *testing.T) {
+	on := loopfs.MountSize(t, loopfs.XFS, 400<<20)
+	image := layoutImage(t)
+	host := filepath.Join(on, "host")
+	first := unifiedOptions(t, repoOn(t, t.TempDir()), host, image)
+	first.StoreName, first.LocalCopy = "localhost/os:built", pipeline.CopyAlways
+	want := mustPullUnified(t, first)
+
+	repo := repoOn(t, on)
+	o := unifiedOptions(t, repo, filepath.Join(on, "store"), "containers-storage:localhost/os:built")
+	o.HostStore = host
+	var events []pipeline.Event
+	o.Events = func(e pipeline.Event) { events = append(events, e) }
+	got := mustPullUnified(t, o)
+	if got.ManifestDigest != want.ManifestDigest || got.Image.ID != want.Image.ID || got.BootImage.ID != want.BootImage.ID {
+		t.Errorf("manifest %s, images %s and %s; want %s, %s and %s",
+			got.ManifestDigest, got.Image.ID, got.BootImage.ID, want.ManifestDigest, want.Image.ID, want.BootImage.ID)
+	}
+	if c := got.Storage.Copied; c == nil || c.BytesCloned == 0 || c.BytesCopied != 0 || got.Stats.Bytes.Fetched != 0 || !onlyReflinks(got.Stats.Objects) {
+		t.Errorf("copied %+v, then %+v", c, got.Stats)
+	}
+	if diff := cmp.Diff([]string{"localhost/os:built"}, got.Storage.Names); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+	checkEvents(t, events)
+	before := inodes(t, on)
+	again := mustPullUnified(t, o)
+	if again.Changed || again.Storage.Copied != nil {
+		t.Errorf("second pull: %+v, storage %+v", again, again.Storage)
+	}
+	if diff := cmp.Diff(before, inodes(t, on), ignoreLocks); diff != "" {
+		t.Errorf("the second pull changed something:\n%s", diff)
+	}
+
+	// By id, it keeps its names; another file system gets copies.
+	ext4 := loopfs.MountSize(t, loopfs.Ext4, 200<<20)
+	o = unifiedOptions(t, repoOn(t, ext4), filepath.Join(ext4, "store"), "containers-storage:"+want.Storage.ImageID)
+	o.HostStore = host
+	got = mustPullUnified(t, o)
+	if c := got.Storage.Copied; c == nil || c.BytesCloned != 0 || c.BytesCopied == 0 || got.ManifestDigest != want.ManifestDigest {
+		t.Errorf("copied %+v with manifest %s", c, got.ManifestDigest)
+	}
+	if diff := cmp.Diff([]string{"localhost/os:built"}, got.Storage.Names); diff != "" {
+		t.Errorf("names (-want +got):\n%s", diff)
+	}
+
+	// A file that has changed in the host's store goes no further.
+	var damaged string
+	err := filepath.WalkDir(filepath.Join(host, "overlay"), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && damaged == "" && e.Type().IsRegular() && strings.Contains(path, "/diff/") {
+			if info, err := e.Info(); err == nil && info.Size() > 1000 {
+				damaged = path
+			}
+		}
+		return err
+	})
+	if err == nil {
+		err = os.WriteFile(damaged, []byte("shorter"), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	o = unifiedOptions(t, repoOn(t, t.TempDir()), filepath.Join(on, "store2"), "containers-storage:localhost/os:built")
+	o.HostStore = host
+	result, err := pipeline.Unified(t.Context(), o)
+	if !errors.Is(err, oci.ErrIntegrity) || !strings.Contains(err.Error(), damaged) || result.Tagged {
+		t.Errorf("error %v, want one that names %s", err, damaged)
 	}
 }

@@ -84,7 +84,7 @@ func classify(err error) failure {
 		return failure{exitUsage, "bootc-tag", "to remove a tag that no deployment needs, insist with --force"}
 	case errors.Is(err, tree.ErrNotExist), errors.Is(err, oci.ErrNoImage):
 		return failure{exitNotFound, "not-found", ""}
-	case is[*fetch.NotFoundError](err):
+	case is[*fetch.NotFoundError](err), is[*cstor.NotFoundError](err):
 		return failure{exitNotFound, "not-found", ""}
 	case errors.Is(err, oci.ErrSameRepository):
 		return failure{exitUsage, "same-repository", "\"cfs-pull tag\" gives an image another name"}
@@ -93,7 +93,11 @@ func classify(err error) failure {
 	case is[*fetch.PolicyError](err):
 		return failure{exitPolicy, "signature-policy", "another policy can be named with --signature-policy"}
 	case is[*composefs.NotSharedError](err):
-		return failure{exitZeroCopy, "zero-copy", "put store and repository on one file system with reflinks (btrfs, xfs), or allow copies with --local-copy=auto; --local-copy=hardlink allows hard links"}
+		remedy := "put store and repository on one file system with reflinks (btrfs, xfs), or allow copies with --local-copy=auto"
+		if e, _ := errors.AsType[*composefs.NotSharedError](err); e.NoHardlink != "" {
+			remedy += "; --local-copy=hardlink allows hard links"
+		}
+		return failure{exitZeroCopy, "zero-copy", remedy}
 	case is[*cstor.UnusableLayerError](err):
 		return failure{exitZeroCopy, "zero-copy", "fetch the layer itself with --local-copy=auto, or pull with --direct"}
 	case is[*pipeline.SpaceError](err):
@@ -131,8 +135,10 @@ func classify(err error) failure {
 	case errors.Is(err, oci.ErrMalformed), errors.Is(err, oci.ErrTooLarge), errors.Is(err, oci.ErrNotContainer),
 		errors.Is(err, erofs.ErrCorrupt):
 		return failure{exitOther, "malformed-image", ""}
-	case is[*fetch.UnsupportedError](err):
+	case is[*fetch.UnsupportedError](err), errors.Is(err, cstor.ErrUnsupported):
 		return failure{exitOther, "unsupported-image", ""}
+	case errors.Is(err, cstor.ErrCorrupt), errors.Is(err, cstor.ErrIncomplete):
+		return failure{exitOther, "damaged-store", ""}
 	case is[x509.UnknownAuthorityError](err):
 		return failure{exitOther, "certificate", "the registry's certificate authority can be put into a directory for --cert-dir, as *.crt"}
 	case errors.Is(err, http.ErrSchemeMismatch):

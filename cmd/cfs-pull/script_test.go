@@ -23,11 +23,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
+	"github.com/cfs-pull/cfs-pull/cstor"
 	"github.com/cfs-pull/cfs-pull/internal/testregistry"
 	"github.com/cfs-pull/cfs-pull/internal/testutil"
 )
 
 func TestMain(m *testing.M) {
+	if cstor.Reexec() {
+		return
+	}
 	testscript.Main(m, map[string]func(){
 		"cfs-pull": main,
 		"holdlock": holdLock,
@@ -62,13 +66,15 @@ var imagesInRegistry = []string{"boot-modules", "layers", "multi-arch", "bad-dif
 
 // TestScripts runs the scripts of testdata/script. They know the environment
 // variables LAYOUT, the OCI layout of the conformance images; REGISTRY, a
-// registry on plain HTTP; SECURE and TOKEN, registries on HTTPS that want
+// registry on plain HTTP; SHM, a directory on a tmpfs; SECURE and TOKEN, registries on HTTPS that want
 // credentials, with CERTS; CONF, a registries.conf for REGISTRY.
 //
 // Their commands, beside those of testscript:
 //
 //	code N PROGRAM ARGS...      runs a program, which must exit with N
 //	pull N ARGS...              the same with cfs-pull and the options that most scripts need
+//	unified N ARGS...           the same for a unified pull, without SELinux policy
+//	corrupt DIR NAME            changes a byte of the file of that name somewhere below DIR
 //	json PATH [REGEXP]          the last stdout is one JSON document without null, and has this
 //	authfile FILE USER PASSWORD credentials for all registries
 //	requests N KIND AGENT       the registries got N requests of a kind from an agent
@@ -109,15 +115,21 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TOKEN", token.Host())
 			env.Setenv("CERTS", certs)
 			env.Setenv("CONF", conf)
+			if shm, err := os.MkdirTemp("/dev/shm", "cfs-pull-test-"); err == nil {
+				env.Setenv("SHM", shm)
+				env.Defer(func() { _ = os.RemoveAll(shm) })
+			}
 			return nil
 		},
 		Condition: scriptCondition(t),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":  scriptCode,
-			"pull":  scriptPull,
-			"json":  scriptJSON,
-			"tree":  scriptTree,
-			"await": scriptAwait,
+			"code":    scriptCode,
+			"pull":    scriptPull,
+			"unified": scriptUnified,
+			"corrupt": scriptCorrupt,
+			"json":    scriptJSON,
+			"tree":    scriptTree,
+			"await":   scriptAwait,
 			"authfile": func(ts *testscript.TestScript, _ bool, args []string) {
 				file, user, password := args[0], args[1], args[2]
 				ts.Check(os.WriteFile(ts.MkAbs(file), authFile(registries, user, password), 0o600))
@@ -147,6 +159,9 @@ func scriptCondition(t *testing.T) func(string) (bool, error) {
 		switch condition {
 		case "root":
 			return os.Geteuid() == 0, nil
+		case "shm":
+			info, err := os.Stat("/dev/shm")
+			return err == nil && info.IsDir(), nil
 		case "verity":
 			repo := filepath.Join(t.TempDir(), "repo")
 			_, err := composefs.Init(t.Context(), repo, composefs.InitOptions{})
@@ -190,6 +205,33 @@ func scriptPull(ts *testscript.TestScript, neg bool, args []string) {
 		"--min-free", "0", "--os", "linux", "--arch", "amd64",
 	}
 	scriptCode(ts, neg, append(common, args[1:]...))
+}
+
+func scriptUnified(ts *testscript.TestScript, neg bool, args []string) {
+	common := []string{
+		args[0], "cfs-pull", "--unified", "--insecure-policy", "--min-free", "0", "--os", "linux", "--arch", "amd64",
+		"--allow-missing-verity", "--run-root", ts.MkAbs("run"), "--selinux-policy-root", ts.MkAbs("none"),
+	}
+	scriptCode(ts, neg, append(common, args[1:]...))
+}
+
+func scriptCorrupt(ts *testscript.TestScript, _ bool, args []string) {
+	done := false
+	ts.Check(filepath.WalkDir(ts.MkAbs(args[0]), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != args[1] {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		done = true
+		content[len(content)/2] ^= 1
+		return os.WriteFile(path, content, 0o600)
+	}))
+	if !done {
+		ts.Fatalf("there is no %s below %s", args[1], args[0])
+	}
 }
 
 // scriptJSON checks the last standard output. PATH is keys and indexes with

@@ -217,7 +217,8 @@ func TestReadWrite(t *testing.T) {
 	for name, kernel := range kernels {
 		t.Run(name, func(t *testing.T) {
 			before := system(t)
-			target, upper := t.TempDir(), filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
+			// A comma and a backslash are special in lists of options.
+			target, upper := t.TempDir(), filepath.Join(dir, name+`, changes\here`)
 			o := mount.Options{Upper: upper}
 			must(t, kernel.Image(repo, result.Image.ID, target, o))
 			original := scan(t, target, realimage.KeepAll)

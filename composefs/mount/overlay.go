@@ -46,8 +46,8 @@ func (m *mounter) mountOverlay(l *layers, attributes int) (*os.File, error) {
 	defer c.close()
 	c.setString("lowerdir", procPath(lower)+"::"+procPath(l.objects), remedyOverlay)
 	if l.upper != nil {
-		c.setString("upperdir", l.upper.path("upper"), remedyUpper)
-		c.setString("workdir", l.upper.path("work"), remedyUpper)
+		c.setString("upperdir", l.upper.option("upper"), remedyUpper)
+		c.setString("workdir", l.upper.option("work"), remedyUpper)
 	}
 	return c.mount(attributes, l.remedy())
 }

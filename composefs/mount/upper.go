@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -64,12 +66,13 @@ func (u *upper) close() {
 	}
 }
 
-func (u *upper) path(name string) string {
+// option is the path of a directory below u as overlayfs wants to have it.
+func (u *upper) option(name string) string {
 	path, err := os.Readlink(procPath(u.dir))
 	if err != nil {
 		path = u.dir.Name()
 	}
-	return path + "/" + name
+	return strings.ReplaceAll(path+"/"+name, `\`, `\\`)
 }
 
 // make opens a directory below u and creates it if there is none.
@@ -143,12 +146,29 @@ func (u *upper) checkUnused() error {
 	}
 	for _, m := range mounts {
 		for option := range strings.SplitSeq(m.VFSOptions, ",") {
-			path, ok := strings.CutPrefix(option, "upperdir=")
-			var st unix.Stat_t
-			if ok && unix.Stat(path, &st) == nil && st.Dev == own.Dev && st.Ino == own.Ino {
+			value, ok := strings.CutPrefix(option, "upperdir=")
+			if ok && (isSame(unescape(value), &own) || isSame(strings.ReplaceAll(unescape(value), `\\`, `\`), &own)) {
 				return fmt.Errorf("it is in use by the mount on %s", m.Mountpoint)
 			}
 		}
 	}
 	return nil
+}
+
+// isSame reports whether path leads to an inode.
+func isSame(path string, want *unix.Stat_t) bool {
+	var st unix.Stat_t
+	return unix.Stat(path, &st) == nil && st.Dev == want.Dev && st.Ino == want.Ino
+}
+
+// octal is how the list of mounts has what would end an option: a backslash
+// and three octal digits. Where overlayfs was given a path and not a
+// descriptor, the list has what [upper.option] makes of it.
+var octal = regexp.MustCompile(`\\[0-3][0-7]{2}`)
+
+func unescape(option string) string {
+	return octal.ReplaceAllStringFunc(option, func(s string) string {
+		n, _ := strconv.ParseUint(s[1:], 8, 8) // the pattern allows nothing else
+		return string([]byte{byte(n)})
+	})
 }

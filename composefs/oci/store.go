@@ -187,8 +187,9 @@ func (s *objectStore) put(ctx context.Context, f *smallFile) error {
 }
 
 func (s *objectStore) work() {
+	hasher := fsverity.NewHasher(s.repo.Algorithm()) // its buffers are large
 	for f := range s.jobs {
-		id, err := s.storeSmall(f)
+		id, err := s.storeSmall(f, hasher)
 		f.release()
 		if !f.failed {
 			f.id.resolve(id, err)
@@ -196,10 +197,17 @@ func (s *objectStore) work() {
 	}
 }
 
+// sum is the digest of data. It leaves hasher with other content.
+func sum(hasher *fsverity.Hasher, data []byte) fsverity.Digest {
+	hasher.Reset()
+	_, _ = hasher.Write(data)
+	return hasher.Sum()
+}
+
 // storeSmall reads a file, if it is one, and stores its content.
-func (s *objectStore) storeSmall(f *smallFile) (fsverity.Digest, error) {
+func (s *objectStore) storeSmall(f *smallFile, hasher *fsverity.Hasher) (fsverity.Digest, error) {
 	if f.from == nil {
-		id := fsverity.Sum(s.repo.Algorithm(), f.data)
+		id := sum(hasher, f.data)
 		outcome, err := s.repo.PutID(id, f.data)
 		return s.stored(id, outcome, len(f.data), err)
 	}
@@ -215,7 +223,7 @@ func (s *objectStore) storeSmall(f *smallFile) (fsverity.Digest, error) {
 		return fsverity.Digest{}, err
 	}
 	close(f.ready)
-	id := fsverity.Sum(s.repo.Algorithm(), f.data)
+	id := sum(hasher, f.data)
 	outcome, err := s.adopter.Adopt(donor, id, f.data)
 	return s.stored(id, outcome, len(f.data), err)
 }

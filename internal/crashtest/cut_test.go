@@ -4,6 +4,7 @@
 package crashtest
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -103,15 +104,28 @@ func (b *bench) record(t *testing.T, w *World) (entries []Entry, ended int) {
 	}
 	_, err := w.run(t.Context(), filepath.Join(b.mount, "base"), w.Scenario.Command)
 	ended = len(disk.Entries())
-	unix.Sync()
+	syncErr := syncFS(b.mount)
 	loopfs.Unmount(t, b.mount)
-	if err != nil {
+	if err := errors.Join(err, syncErr); err != nil {
 		t.Fatal(err)
 	}
 	return disk.Entries(), ended
 }
 
+// syncFS is syncfs(2) of a mount.
+func syncFS(mount string) error {
+	f, err := os.Open(mount)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+}
+
 func cutScenario(t *testing.T, bin string, s Scenario, kind loopfs.Kind, cuts int) {
+	t.Parallel()
+	if interrupted.Load() {
+		t.Skip("interrupted")
+	}
 	w, err := NewWorld(t.Context(), bin, memory(t), s)
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +142,7 @@ func cutScenario(t *testing.T, bin string, s Scenario, kind loopfs.Kind, cuts in
 	}
 	kept := map[string]int{}
 	done := 0
-	for i, c := range Cuts(entries, cuts, shift(), rand.New(rand.NewPCG(1, uint64(1000*shift())))) {
+	for i, c := range Cuts(entries, cuts, shift(), rand.New(rand.NewPCG(uint64(len(entries)), uint64(1000*shift())))) {
 		if interrupted.Load() {
 			break
 		}

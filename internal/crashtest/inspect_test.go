@@ -13,6 +13,7 @@ import (
 
 // TestInspect makes sure that the judge is not blind.
 func TestInspect(t *testing.T) {
+	t.Parallel()
 	s := Scenarios()[0]
 	w, err := NewWorld(t.Context(), program(t), memory(t), s)
 	if err != nil {

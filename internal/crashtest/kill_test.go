@@ -99,7 +99,7 @@ func program(t *testing.T) string {
 func TestKill(t *testing.T) {
 	requireTracer(t)
 	scenarios := Scenarios()
-	kills := count(t, "CFS_PULL_KILLS", 60)
+	kills := count(t, "CFS_PULL_KILLS", 54)
 	bin := program(t)
 	for i, s := range scenarios {
 		// What does not divide evenly goes to the first ones.
@@ -109,6 +109,10 @@ func TestKill(t *testing.T) {
 }
 
 func killScenario(t *testing.T, bin string, s Scenario, kills int) {
+	t.Parallel()
+	if interrupted.Load() {
+		t.Skip("interrupted")
+	}
 	w, err := NewWorld(t.Context(), bin, memory(t), s)
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +160,7 @@ func killScenario(t *testing.T, bin string, s Scenario, kills int) {
 	t.Logf("%d kills, %d runs that were done before; %d calls, %v; kills by call: %v; fsck found: %v",
 		killed, complete, calls, took.Round(time.Millisecond), at, found)
 	tally(s.Name, "kills", killed)
-	if killed < kills/2 {
+	if killed < kills/2 && !interrupted.Load() {
 		t.Errorf("only %d of %d kills came before the end", killed, kills)
 	}
 }

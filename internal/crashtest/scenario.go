@@ -5,10 +5,8 @@ package crashtest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -23,6 +21,7 @@ import (
 	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/internal/repodump"
+	"github.com/cfs-pull/cfs-pull/pipeline"
 )
 
 // Scenario is a command on a state of a repository.
@@ -52,6 +51,14 @@ func pullArgs(repo, image string, more ...string) []string {
 	}, more...)
 }
 
+// unifiedArgs are the arguments of a pull through a containers-storage.
+func unifiedArgs(image string, more ...string) []string {
+	args := pullArgs("repo", image, "--storage", "store", "--run-root", "run", "--name", "localhost/os:latest",
+		"--no-label", "--local-copy", "hardlink")
+	args[0] = "--unified"
+	return append(args, more...)
+}
+
 func initArgs(repo string, more ...string) []string {
 	return append([]string{"init", "--repo", repo, "--allow-missing-verity"}, more...)
 }
@@ -75,6 +82,12 @@ func Scenarios() []Scenario {
 			Name:    "pull/boot",
 			Before:  [][]string{initArgs("repo"), pullArgs("repo", imageOne, "--no-boot", "--tag", "os")},
 			Command: pullArgs("repo", imageOne, "--tag", "os"), Tags: []string{"os"},
+		},
+		{
+			Name:    "pull/unified",
+			Before:  [][]string{initArgs("repo")},
+			Command: unifiedArgs(imageOne, "--tag", "os"),
+			Cut:     true, Tags: []string{"os"},
 		},
 		{
 			Name:    "tag",
@@ -294,8 +307,8 @@ func (w *World) findReference(ctx context.Context) error {
 // collect runs the garbage collection and returns the objects that it leaves.
 // Nothing temporary may be left, and no link broken.
 func (w *World) collect(ctx context.Context, dir string) ([]string, error) {
-	if _, err := w.run(ctx, dir, []string{"gc", "--repo", "repo"}); err != nil {
-		return nil, err
+	if _, err := pipeline.GC(ctx, pipeline.GCOptions{Repo: filepath.Join(dir, "repo")}); err != nil {
+		return nil, fmt.Errorf("gc: %w", err)
 	}
 	left, err := Inspect(filepath.Join(dir, "repo"))
 	if err != nil {
@@ -345,7 +358,7 @@ func (w *World) Judge(ctx context.Context, dir string, complete bool) error {
 			return err
 		}
 		for kind, n := range found.ByKind {
-			w.Found[kind] += n
+			w.Found[string(kind)] += n
 		}
 	}
 	if _, err := w.run(ctx, dir, w.Scenario.Command); err != nil {
@@ -357,31 +370,23 @@ func (w *World) Judge(ctx context.Context, dir string, complete bool) error {
 	return nil
 }
 
-// fsckResult is what is needed of the result of fsck.
-type fsckResult struct {
-	ByKind   map[string]int
-	Findings []struct{ Kind, Path, Message string }
-}
-
-// fsck checks the repository. Findings are no error.
-func (w *World) fsck(ctx context.Context, dir string) (*fsckResult, error) {
-	if _, err := os.Stat(filepath.Join(dir, "repo", "meta.json")); errors.Is(err, fs.ErrNotExist) {
-		return &fsckResult{}, nil // not a repository yet, or one of old
+// fsck checks the repository, in this process because starting another takes
+// longer than the check. Findings are no error.
+func (w *World) fsck(ctx context.Context, dir string) (_ *oci.FsckReport, err error) {
+	repo, err := composefs.Open(ctx, filepath.Join(dir, "repo"), composefs.OpenOptions{ReadOnly: true})
+	if errors.Is(err, composefs.ErrNotRepository) || errors.Is(err, composefs.ErrOldFormat) {
+		return &oci.FsckReport{}, nil // not yet, or not upgraded yet
 	}
-	out, runErr := w.run(ctx, dir, []string{"fsck", "--repo", "repo", "--json"})
-	var found fsckResult
-	if err := json.Unmarshal([]byte(out), &found); err != nil {
-		return nil, fmt.Errorf("fsck: %w", errors.Join(err, runErr))
+	if err != nil {
+		return nil, fmt.Errorf("fsck: %w", err)
 	}
-	if (runErr != nil) && len(found.Findings) == 0 {
-		return nil, fmt.Errorf("fsck without findings: %w", runErr)
-	}
-	return &found, nil
+	defer func() { err = errors.Join(err, repo.Close()) }()
+	return oci.Fsck(ctx, repo, oci.FsckOptions{})
 }
 
 // leakedTemporary is the finding that no command but gc and fsck heals: others
 // may be writing, so that a command cannot tell whether a file is its own.
-const leakedTemporary = "leaked-temporary"
+const leakedTemporary = composefs.LeakedTemporary
 
 // judgeLeft makes sure that what is tagged is complete and that each tag leads
 // to what it led to before or to what it is to lead to.

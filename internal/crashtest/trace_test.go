@@ -56,9 +56,16 @@ func run(m *testing.M) int {
 var interrupted atomic.Bool
 
 // tallies counts what was done, by scenario and kind, for the long form.
-var tallies = map[[2]string]int{}
+var (
+	tallies   = map[[2]string]int{}
+	talliesMu sync.Mutex
+)
 
-func tally(scenario, kind string, n int) { tallies[[2]string{scenario, kind}] += n }
+func tally(scenario, kind string, n int) {
+	talliesMu.Lock()
+	tallies[[2]string{scenario, kind}] += n
+	talliesMu.Unlock()
+}
 
 func printTally() {
 	keys := slices.SortedFunc(maps.Keys(tallies), func(a, b [2]string) int {

@@ -56,6 +56,23 @@ func MountComposefs(tb testing.TB, repository, imageID string) string {
 	return target
 }
 
+// MountByCommand mounts an image of a repository with cfs-pull, which also
+// unmounts it when the test ends.
+func MountByCommand(tb testing.TB, binary, repository, imageID string) string {
+	tb.Helper()
+	testutil.RequireRoot(tb)
+	target := tb.TempDir()
+	run := func(args ...string) {
+		tb.Helper()
+		if out, err := exec.Command(binary, args...).CombinedOutput(); err != nil {
+			tb.Fatalf("cfs-pull %q: %v\n%s", args, err, out)
+		}
+	}
+	run("mount", "--repo", repository, imageID, target)
+	tb.Cleanup(func() { run("umount", target) })
+	return target
+}
+
 // FsckErofs checks an EROFS image with erofs-utils.
 func FsckErofs(tb testing.TB, image string) {
 	tb.Helper()

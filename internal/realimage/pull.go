@@ -55,13 +55,26 @@ type ImageID struct{ ID, Erofs string }
 // fails the test unless it succeeds.
 func Pull(tb testing.TB, binary, repository string, args ...string) Result {
 	tb.Helper()
+	return pull(tb, binary, repository, append([]string{"--direct"}, args...)...)
+}
+
+// PullUnified is Pull by way of a containers-storage, which is made on the way.
+func PullUnified(tb testing.TB, binary, repository, store string, args ...string) Result {
+	tb.Helper()
+	return pull(tb, binary, repository, append([]string{
+		"--unified", "--storage", store, "--run-root", filepath.Join(tb.TempDir(), "run"), "--no-label",
+	}, args...)...)
+}
+
+func pull(tb testing.TB, binary, repository string, args ...string) Result {
+	tb.Helper()
 	policy := filepath.Join(tb.TempDir(), "policy.json")
 	if err := os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600); err != nil {
 		tb.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(tb.Context(), binary, append([]string{
-		"--direct", "--json", "--repo", repository, "--init", "--allow-missing-verity", "--signature-policy", policy,
+		"--json", "--repo", repository, "--init", "--allow-missing-verity", "--signature-policy", policy,
 	}, args...)...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

@@ -73,6 +73,25 @@ func TestPull(t *testing.T) {
 			t.Errorf("first pull made %d requests for blobs, want %d: %+v", got, want, requests)
 		}
 		compare(t, repository, first)
+		for _, id := range []string{first.Image.ID, first.BootImage.ID} {
+			target := realimage.MountByCommand(t, binary, repository, id)
+			got := scan(t, target, realimage.KeepAll)
+			if id == first.Image.ID {
+				diff(t, plain, got)
+			} else {
+				split := realimage.SplitLinks(labels, boot, got)
+				diff(t, split[0], split[1])
+			}
+			// A mounted image is a directory like any other.
+			args := []string{"compute-id", target}
+			if id == first.BootImage.ID {
+				args = append(args, "--boot")
+			}
+			out, err := exec.Command(binary, args...).CombinedOutput()
+			if err != nil || strings.TrimSpace(string(out)) != id {
+				t.Errorf("%q of image %s: %v\n%s", args, id, err, out)
+			}
+		}
 		checkObjects(t, repository)
 		checkBootEntry(t, podmanRoot, exported, first)
 
