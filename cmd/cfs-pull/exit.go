@@ -48,7 +48,7 @@ EXIT STATUS
     4    authentication or authorisation refused
     5    not enough space
     6    fs-verity is required but not available
-    7    integrity failure: a digest, a size or a unified kernel image's command line
+    7    integrity failure: a digest, a size, a unified kernel image's command line, or what fsck found
     8    locked by another process
     9    refused by the signature policy
     11   no boot entries
