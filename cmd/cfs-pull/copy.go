@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -74,6 +75,7 @@ type copyResult struct {
 	Tags           []string                   `json:"tags"`
 	Images         map[string]fsverity.Digest `json:"images"` // by the key in the config's stream
 	Stats          copyStats                  `json:"stats"`
+	Upgraded       *pipeline.Upgrade          `json:"upgraded,omitempty"`
 	Warnings       []string                   `json:"warnings"`
 	Error          *pipeline.ErrorResult      `json:"error,omitempty"`
 }
@@ -91,7 +93,7 @@ func runCopy(cmd *cobra.Command, o *copyOptions, ref string) error {
 		APIVersion: pipeline.APIVersion, Reference: ref, From: o.from, Repository: o.path(),
 		Tags: []string{}, Images: map[string]fsverity.Digest{}, Warnings: []string{},
 	}
-	copied, err := o.copy(cmd.Context(), ref)
+	copied, err := o.copy(cmd.Context(), ref, cmd.ErrOrStderr(), &result)
 	if copied != nil {
 		result.fill(copied)
 	}
@@ -115,7 +117,7 @@ func runCopy(cmd *cobra.Command, o *copyOptions, ref string) error {
 }
 
 // copy opens both repositories and copies.
-func (o *copyOptions) copy(ctx context.Context, ref string) (_ *oci.Copied, err error) {
+func (o *copyOptions) copy(ctx context.Context, ref string, messages io.Writer, result *copyResult) (_ *oci.Copied, err error) {
 	if o.from == "" {
 		return nil, usagef("copy needs --from DIR")
 	}
@@ -123,15 +125,16 @@ func (o *copyOptions) copy(ctx context.Context, ref string) (_ *oci.Copied, err 
 		return nil, usagef("--jobs %d: want a number from 0 on", o.jobs)
 	}
 	source := repoOptions{repo: o.from, lockTimeout: o.lockTimeout}
-	from, err := source.open(ctx, true)
+	from, err := source.open(ctx, messages, true)
 	if err != nil {
 		return nil, fmt.Errorf("--from: %w", err)
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := o.open(ctx, false)
+	to, err := o.open(ctx, messages, false)
 	if err != nil {
 		return nil, err
 	}
+	result.Upgraded = upgradeOf(to)
 	defer func() { err = errors.Join(err, to.Close()) }()
 	if err := to.CheckVerity(); err != nil {
 		return nil, &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
