@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -75,6 +76,7 @@ type copyResult struct {
 	Tags           []string                   `json:"tags"`
 	Images         map[string]fsverity.Digest `json:"images"` // by the key in the config's stream
 	Stats          copyStats                  `json:"stats"`
+	Upgraded       *pipeline.Upgrade          `json:"upgraded,omitempty"`
 	Warnings       []string                   `json:"warnings"`
 	Error          *pipeline.ErrorResult      `json:"error,omitempty"`
 }
@@ -92,7 +94,7 @@ func runCopy(cmd *cobra.Command, o *copyOptions, ref string) error {
 		APIVersion: pipeline.APIVersion, Reference: ref, From: o.from, Repository: o.path(),
 		Tags: []string{}, Images: map[string]fsverity.Digest{}, Warnings: []string{},
 	}
-	copied, err := o.copy(cmd.Context(), ref)
+	copied, err := o.copy(cmd.Context(), ref, cmd.ErrOrStderr(), &result)
 	if copied != nil {
 		result.fill(copied)
 	}
@@ -116,7 +118,7 @@ func runCopy(cmd *cobra.Command, o *copyOptions, ref string) error {
 }
 
 // copy opens both repositories and copies.
-func (o *copyOptions) copy(ctx context.Context, ref string) (_ *oci.Copied, err error) {
+func (o *copyOptions) copy(ctx context.Context, ref string, messages io.Writer, result *copyResult) (_ *oci.Copied, err error) {
 	if o.from == "" {
 		return nil, usagef("copy needs --from DIR")
 	}
@@ -135,15 +137,16 @@ func (o *copyOptions) copy(ctx context.Context, ref string) (_ *oci.Copied, err 
 		return nil, &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	from, err := source.open(ctx, true)
+	from, err := source.open(ctx, messages, true)
 	if err != nil {
 		return nil, fmt.Errorf("--from: %w", err)
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := o.open(ctx, false)
+	to, err := o.open(ctx, messages, false)
 	if err != nil {
 		return nil, err
 	}
+	result.Upgraded = upgradeOf(to)
 	defer func() { err = errors.Join(err, to.Close()) }()
 	if err := to.CheckVerity(); err != nil {
 		return nil, &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
