@@ -20,6 +20,10 @@ var (
 	// ErrMeta: meta.json is malformed or asks for what is not implemented.
 	ErrMeta = errors.New("repository metadata is not usable")
 
+	// ErrNewer: a newer release made the repository, in a way that this one
+	// must not touch. It comes with ErrMeta.
+	ErrNewer = errors.New("a newer version of this program is needed")
+
 	// ErrMixedVerity: a repository of the old format in which some objects
 	// have fs-verity and some do not.
 	ErrMixedVerity = errors.New("some objects have fs-verity and some do not, so that nothing says whether the repository requires it")

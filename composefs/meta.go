@@ -149,11 +149,11 @@ func ParseMeta(b []byte) (Meta, error) {
 		return Meta{}, fmt.Errorf("%w: parse meta.json: %w", ErrMeta, err)
 	}
 	if m.Version > metaVersion {
-		return Meta{}, fmt.Errorf("%w: format version %d is newer than %d", ErrMeta, m.Version, metaVersion)
+		return Meta{}, fmt.Errorf("%w: format version %d is newer than %d: %w", ErrMeta, m.Version, metaVersion, ErrNewer)
 	}
 	if len(m.Incompatible) > 0 {
-		return Meta{}, fmt.Errorf("%w: unknown incompatible features %s: a newer version of this program is needed",
-			ErrMeta, strings.Join(m.Incompatible, ", "))
+		return Meta{}, fmt.Errorf("%w: unknown incompatible features %s: %w",
+			ErrMeta, strings.Join(m.Incompatible, ", "), ErrNewer)
 	}
 	return m, nil
 }

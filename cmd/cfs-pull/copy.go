@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/pipeline"
@@ -74,6 +76,7 @@ type copyResult struct {
 	Tags           []string                   `json:"tags"`
 	Images         map[string]fsverity.Digest `json:"images"` // by the key in the config's stream
 	Stats          copyStats                  `json:"stats"`
+	Upgraded       *pipeline.Upgrade          `json:"upgraded,omitempty"`
 	Warnings       []string                   `json:"warnings"`
 	Error          *pipeline.ErrorResult      `json:"error,omitempty"`
 }
@@ -91,7 +94,7 @@ func runCopy(cmd *cobra.Command, o *copyOptions, ref string) error {
 		APIVersion: pipeline.APIVersion, Reference: ref, From: o.from, Repository: o.path(),
 		Tags: []string{}, Images: map[string]fsverity.Digest{}, Warnings: []string{},
 	}
-	copied, err := o.copy(cmd.Context(), ref)
+	copied, err := o.copy(cmd.Context(), ref, cmd.ErrOrStderr(), &result)
 	if copied != nil {
 		result.fill(copied)
 	}
@@ -115,7 +118,7 @@ func runCopy(cmd *cobra.Command, o *copyOptions, ref string) error {
 }
 
 // copy opens both repositories and copies.
-func (o *copyOptions) copy(ctx context.Context, ref string) (_ *oci.Copied, err error) {
+func (o *copyOptions) copy(ctx context.Context, ref string, messages io.Writer, result *copyResult) (_ *oci.Copied, err error) {
 	if o.from == "" {
 		return nil, usagef("copy needs --from DIR")
 	}
@@ -123,15 +126,27 @@ func (o *copyOptions) copy(ctx context.Context, ref string) (_ *oci.Copied, err 
 		return nil, usagef("--jobs %d: want a number from 0 on", o.jobs)
 	}
 	source := repoOptions{repo: o.from, lockTimeout: o.lockTimeout}
-	from, err := source.open(ctx, true)
+	// Like a pull: not at the same time as a collection that looks which tags
+	// are needed, and before the repository is opened.
+	timeout, err := waitTime("--lock-timeout", o.lockTimeout)
+	if err != nil {
+		return nil, err
+	}
+	release, err := composefs.LockOperation(ctx, o.path(), timeout)
+	if err != nil {
+		return nil, &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	from, err := source.open(ctx, messages, true)
 	if err != nil {
 		return nil, fmt.Errorf("--from: %w", err)
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := o.open(ctx, false)
+	to, err := o.open(ctx, messages, false)
 	if err != nil {
 		return nil, err
 	}
+	result.Upgraded = upgradeOf(to)
 	defer func() { err = errors.Join(err, to.Close()) }()
 	if err := to.CheckVerity(); err != nil {
 		return nil, &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}

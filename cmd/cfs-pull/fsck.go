@@ -33,7 +33,8 @@ type fsckResult struct {
 	APIVersion string              `json:"apiVersion"`
 	Repository pipeline.Repository `json:"repository"`
 	*oci.FsckReport
-	Error *pipeline.ErrorResult `json:"error,omitempty"`
+	Upgraded *pipeline.Upgrade     `json:"upgraded,omitempty"`
+	Error    *pipeline.ErrorResult `json:"error,omitempty"`
 }
 
 // damageError says that a check found errors.
@@ -90,7 +91,7 @@ func runFsck(cmd *cobra.Command, o *fsckOptions) error {
 		return usagef("--max-findings and --jobs want a positive number")
 	}
 	result := &fsckResult{APIVersion: pipeline.APIVersion, Repository: pipeline.Repository{Path: o.path()}}
-	err := o.check(cmd.Context(), result)
+	err := o.check(cmd.Context(), cmd.ErrOrStderr(), result)
 	if cause := context.Cause(cmd.Context()); cause != nil && err != nil {
 		err = &interruptedError{cause: cause, err: err}
 	}
@@ -119,10 +120,11 @@ func emptyReport(o *fsckOptions) *oci.FsckReport {
 	}
 }
 
-// check checks the repository. Metadata that are no good are a finding, too.
-func (o *fsckOptions) check(ctx context.Context, result *fsckResult) (err error) {
-	repo, err := o.open(ctx, !o.repair)
-	if errors.Is(err, composefs.ErrMeta) {
+// check checks the repository. Metadata that are no good are a finding, too,
+// but not those of a newer release, which are as they should be.
+func (o *fsckOptions) check(ctx context.Context, messages io.Writer, result *fsckResult) (err error) {
+	repo, err := o.open(ctx, messages, !o.repair)
+	if errors.Is(err, composefs.ErrMeta) && !errors.Is(err, composefs.ErrNewer) {
 		result.FsckReport = emptyReport(o)
 		result.Errors, result.ByKind[composefs.MetadataParseFailed] = 1, 1
 		result.Findings = append(result.Findings, composefs.Finding{
@@ -135,6 +137,7 @@ func (o *fsckOptions) check(ctx context.Context, result *fsckResult) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, repo.Close()) }()
+	result.Upgraded = upgradeOf(repo)
 	result.Repository.Algorithm, result.Repository.VerityRequired = repo.Algorithm().String(), repo.Secure()
 	timeout, err := waitTime("--lock-timeout", o.lockTimeout)
 	if err != nil {

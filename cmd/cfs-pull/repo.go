@@ -54,9 +54,9 @@ func (o *repoOptions) openOptions(readOnly bool) (composefs.OpenOptions, error) 
 }
 
 // open opens the repository. One of an older release is upgraded unless it is
-// only to be read. Its errors are classified like those of a pull
-// that could not open it.
-func (o *repoOptions) open(ctx context.Context, readOnly bool) (*composefs.Repo, error) {
+// only to be read, which messages says. Its errors are classified like those of
+// a pull that could not open it.
+func (o *repoOptions) open(ctx context.Context, messages io.Writer, readOnly bool) (*composefs.Repo, error) {
 	options, err := o.openOptions(readOnly)
 	if err != nil {
 		return nil, err
@@ -70,7 +70,19 @@ func (o *repoOptions) open(ctx context.Context, readOnly bool) (*composefs.Repo,
 	if err != nil {
 		return nil, &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
 	}
+	if u := upgradeOf(repo); u != nil {
+		fmt.Fprintf(messages, "cfs-pull: info: upgraded the %s\n", describeUpgrade(u))
+	}
 	return repo, nil
+}
+
+// upgradeOf is what opening a repository did to one of an older release; nil
+// when it did nothing.
+func upgradeOf(repo *composefs.Repo) *pipeline.Upgrade {
+	if !repo.Upgraded() {
+		return nil
+	}
+	return &pipeline.Upgrade{Metadata: true}
 }
 
 // writeJSON writes a result as every command does.

@@ -96,7 +96,9 @@ func runStatus(cmd *cobra.Command, o *viewOptions) error {
 	if err != nil {
 		return err
 	}
-	// Open for writing where that is possible: the probes need it.
+	// Open for writing where that is possible: the probes need it. One of an
+	// older release stays as it is.
+	options.Upgrade = false
 	repo, err := composefs.Open(cmd.Context(), o.path(), options)
 	if err != nil {
 		return &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}

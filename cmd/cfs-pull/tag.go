@@ -34,7 +34,7 @@ that digest.
 }
 
 func runTag(cmd *cobra.Command, o *repoOptions, reference, name string) error {
-	return withRepo(cmd.Context(), o, false, func(repo *composefs.Repo) error {
+	return withRepo(cmd.Context(), o, cmd.ErrOrStderr(), false, func(repo *composefs.Repo) error {
 		s, err := oci.Resolve(repo, reference)
 		if err != nil {
 			return err
@@ -77,7 +77,7 @@ only removed with --force.
 }
 
 func runUntag(cmd *cobra.Command, o *repoOptions, name string) error {
-	return withRepo(cmd.Context(), o, false, func(repo *composefs.Repo) error {
+	return withRepo(cmd.Context(), o, cmd.ErrOrStderr(), false, func(repo *composefs.Repo) error {
 		if oci.IsBootcTag(name) && !o.force {
 			if _, err := oci.TagTarget(repo, name); is[*oci.NotFoundError](err) {
 				return err

@@ -45,11 +45,11 @@ func (o *viewOptions) addJSONFlag(f *pflag.FlagSet) {
 
 // withRepo opens the repository for reading and calls f.
 func (o *viewOptions) withRepo(ctx context.Context, f func(*composefs.Repo) error) error {
-	return withRepo(ctx, &o.repoOptions, true, f)
+	return withRepo(ctx, &o.repoOptions, io.Discard, true, f)
 }
 
-func withRepo(ctx context.Context, o *repoOptions, readOnly bool, f func(*composefs.Repo) error) (err error) {
-	repo, err := o.open(ctx, readOnly)
+func withRepo(ctx context.Context, o *repoOptions, messages io.Writer, readOnly bool, f func(*composefs.Repo) error) (err error) {
+	repo, err := o.open(ctx, messages, readOnly)
 	if err == nil {
 		defer func() { err = errors.Join(err, repo.Close()) }()
 		err = f(repo)

@@ -13,11 +13,20 @@
 //
 // # The way of the data
 //
-// [ImportLayer] reads a layer's tar once: it hashes it for the diff_id, frames
-// it, stores the files' contents as objects and writes the layer's
-// splitstream. Nothing is visible by name then. [Merge] reads the entries of
-// the splitstreams, lowest layer first, into one tree; [Tree.Transform] and
-// [Tree.TransformBoot] make of it what the plain and the boot image hold.
+// An [Importer] reads a layer once, from a [LayerReader]: a compressed blob, or
+// metadata and files in a containers-storage. Per layer these run side by side,
+// in the order of the archive:
+//
+//	framer      cuts the archive into inline bytes and contents of files
+//	workers     read small files, hash them and make objects of them; shared by
+//	            all layers. Large files pass piece by piece
+//	hasher      adds the same bytes to the digest of the layer, for the diff_id
+//	writer      writes the layer's splitstream, as the objects become known
+//
+// Memory is bounded by the buffers in flight. Nothing is visible by name then.
+// [Merger] reads the entries of the splitstreams, lowest layer first, into one
+// tree; [Transform] and [TransformBoot] make of it what the plain and the boot
+// image hold.
 // [Commit] writes config and manifest once, when all ids are known, and makes
 // everything visible in an order that leaves, after a crash at any point,
 // either no tag or a complete image.
