@@ -156,7 +156,7 @@ func (c *Checker) reportEntry(e *linkEntry) {
 	}
 	c.Report(*e.problem)
 	if e.fix != nil {
-		c.fix(stageLink, e.problem.Path, e.fixText, e.fix)
+		c.fix(StageLink, e.problem.Path, e.fixText, e.fix)
 	}
 }
 
@@ -296,7 +296,7 @@ func (c *Checker) checkRef(kind, file, name string, fd, depth int) {
 			f.Message = fmt.Sprintf("it leads to %.300q; to lead to the entry of that name it must be %q", target, direct)
 		}
 		c.Report(f)
-		c.fix(stageLink, file, "wrote the ref in its usual form", func(context.Context) error { return c.repo.setRef(kind, name, base) })
+		c.fix(StageLink, file, "wrote the ref in its usual form", func(context.Context) error { return c.repo.setRef(kind, name, base) })
 	}
 	if kind == streamsDir && c.o.Ref != nil {
 		c.o.Ref(Ref{Name: name, Target: base})

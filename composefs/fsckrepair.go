@@ -29,8 +29,6 @@ const (
 	StageLink
 	StageCommit
 	stageClean
-
-	stageLink = StageLink
 )
 
 // maxFixes bounds the repairs of one round.

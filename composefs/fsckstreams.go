@@ -27,9 +27,9 @@ type streamItem struct {
 	names []string // links that lead to it; none for one that only streams name
 	bytes int64    // of the file
 
-	open    bool // its tables could be read
-	missing bool // an object of its table is missing
-	refs    []splitstream.NamedRef
+	open    bool              // its tables could be read
+	missing bool              // an object of its table is missing
+	next    []fsverity.Digest // streams that it names and no link leads to
 }
 
 // path is where the stream is found.
@@ -105,16 +105,16 @@ func (c *Checker) checkTables(ctx context.Context) error {
 		var next []*streamItem
 		for _, s := range todo {
 			c.streams = append(c.streams, s)
-			for _, ref := range s.refs {
-				if _, ok := seen[ref.ID]; ok || IsImageRef(ref.Name) {
+			for _, id := range s.next {
+				if _, ok := seen[id]; ok {
 					continue
 				}
-				seen[ref.ID] = struct{}{}
-				if item := c.namedStream(ref.ID); item != nil {
+				seen[id] = struct{}{}
+				if item := c.namedStream(id); item != nil {
 					next = append(next, item)
 				}
 			}
-			s.refs = nil
+			s.next = nil
 		}
 		todo = next
 	}
@@ -145,12 +145,14 @@ func (c *Checker) namedStream(id fsverity.Digest) *streamItem {
 // be removed; as long as something does, its presence keeps programs from
 // collecting what they believe is not needed.
 func (c *Checker) reportLinks() {
+	// What could not be remembered may be needed.
+	blind := c.blind || c.links[streamsDir].full || len(c.damaged) >= maxRemembered || len(c.users) >= maxRemembered
 	for _, dir := range []string{streamsDir, imagesDir} {
 		x := c.links[dir]
 		for i := range x.entries {
 			e := &x.entries[i]
 			_, wanted := c.users[e.id]
-			if e.dead && !e.needed && !wanted && !c.blind {
+			if e.dead && !e.needed && !wanted && !blind {
 				e.problem.Repairable = true
 				e.fixText = "removed a link that led nowhere"
 				e.fix = func(context.Context) error { return c.repo.unlinkDead(dir, e.name) }
@@ -266,14 +268,21 @@ func (c *Checker) checkTable(s *streamItem) {
 		}
 	})
 	if err == nil {
-		err = tables.EachNamed(func(ref splitstream.NamedRef) { s.refs = append(s.refs, ref) })
+		own := len(s.names) > 0 && c.rule(s.names[0]).OwnRefs
+		named := map[fsverity.Digest]struct{}{} // by now; names may be many, ids take their place on disk
+		err = tables.EachNamed(func(ref splitstream.NamedRef) {
+			if _, ok := named[ref.ID]; !ok && !IsImageRef(ref.Name) && c.wantsVisit(ref.ID) {
+				remember(named, ref.ID, struct{}{})
+				s.next = append(s.next, ref.ID)
+			}
+			c.checkNamed(s, ref, own, bad)
+		})
 	}
 	if err != nil {
 		s.open = false
 		c.setBlind()
 		bad(StreamOpenFailed, s.id, "%v", err)
 	}
-	c.checkNamed(s, bad)
 	if s.missing || !s.open {
 		c.Counts.StreamsDamaged.Add(1)
 	}
@@ -286,32 +295,33 @@ func (c *Checker) setBlind() {
 	c.mu.Unlock()
 }
 
-// checkNamed checks where the named refs of a stream lead to.
-func (c *Checker) checkNamed(s *streamItem, bad func(Kind, fsverity.Digest, string, ...any)) {
-	own := len(s.names) > 0 && c.rule(s.names[0]).OwnRefs
-	for _, ref := range s.refs {
-		if c.Damaged(ref.ID) {
-			c.usedBy(ref.ID, s.name())
-		}
-		if IsImageRef(ref.Name) {
-			c.imageInScope(ref.ID)
-		}
-		if own {
-			continue
-		}
-		var st unix.Stat_t
-		dir := streamsDir
-		if IsImageRef(ref.Name) {
-			dir = imagesDir
-		}
-		switch err := c.repo.lookup(ref.ID, &st); {
-		case err != nil:
-			c.damage(ref.ID, MissingNamedRef)
-			c.usedBy(ref.ID, s.name())
-			bad(MissingNamedRef, ref.ID, "it names %.200q, object %s, which is missing", ref.Name, ref.ID)
-		case c.links[dir].leadingTo(ref.ID) == nil && !c.links[dir].full:
-			c.ReportNotLinked(s.path(), ref.Name, ref.ID)
-		}
+// wantsVisit reports whether a stream that another one names is not checked
+// anyway, because a link leads to it.
+func (c *Checker) wantsVisit(id fsverity.Digest) bool {
+	return c.o.Streams != nil || c.links[streamsDir].leadingTo(id) == nil
+}
+
+// checkNamed checks where a named ref of a stream leads to, unless that is for
+// the caller (own).
+func (c *Checker) checkNamed(s *streamItem, ref splitstream.NamedRef, own bool, bad func(Kind, fsverity.Digest, string, ...any)) {
+	if c.Damaged(ref.ID) {
+		c.usedBy(ref.ID, s.name())
+	}
+	dir := streamsDir
+	if IsImageRef(ref.Name) {
+		c.imageInScope(ref.ID)
+		dir = imagesDir
+	}
+	if own {
+		return
+	}
+	switch exists, err := c.exists(ref.ID); {
+	case !exists || err != nil:
+		c.damage(ref.ID, MissingNamedRef)
+		c.usedBy(ref.ID, s.name())
+		bad(MissingNamedRef, ref.ID, "it names %.200q, object %s, which is missing", ref.Name, ref.ID)
+	case c.links[dir].leadingTo(ref.ID) == nil && !c.links[dir].full:
+		c.ReportNotLinked(s.path(), ref.Name, ref.ID)
 	}
 }
 

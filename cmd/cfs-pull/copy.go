@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 	"github.com/cfs-pull/cfs-pull/pipeline"
@@ -125,6 +126,17 @@ func (o *copyOptions) copy(ctx context.Context, ref string, messages io.Writer, 
 		return nil, usagef("--jobs %d: want a number from 0 on", o.jobs)
 	}
 	source := repoOptions{repo: o.from, lockTimeout: o.lockTimeout}
+	// Like a pull: not at the same time as a collection that looks which tags
+	// are needed, and before the repository is opened.
+	timeout, err := waitTime("--lock-timeout", o.lockTimeout)
+	if err != nil {
+		return nil, err
+	}
+	release, err := composefs.LockOperation(ctx, o.path(), timeout)
+	if err != nil {
+		return nil, &pipeline.StageError{Stage: pipeline.StageOpen, Err: err}
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	from, err := source.open(ctx, messages, true)
 	if err != nil {
 		return nil, fmt.Errorf("--from: %w", err)

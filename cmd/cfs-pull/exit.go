@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net/http"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +49,7 @@ EXIT STATUS
     4    authentication or authorisation refused
     5    not enough space
     6    fs-verity is required but not available
-    7    integrity failure: a digest, a size or a unified kernel image's command line
+    7    integrity failure: a digest, a size, a unified kernel image's command line, or what fsck found
     8    locked by another process
     9    refused by the signature policy
     11   no boot entries
@@ -119,6 +120,8 @@ func classify(err error) failure {
 		return failure{exitIntegrity, "dangling", "they can be removed with --drop-dangling, if nothing is to be kept by them"}
 	case errors.Is(err, bootc.ErrState):
 		return failure{exitOther, "deployments", ""}
+	case errors.Is(err, composefs.ErrUndecided) && isAny(err, unix.EIO, unix.EMFILE, unix.ENFILE, unix.ENOMEM):
+		return failure{exitOther, "undecided", ""} // the repository may be all right
 	case errors.Is(err, composefs.ErrUndecided):
 		return failure{exitIntegrity, "undecided", "pull the image again, or remove its tag; \"cfs-pull fsck\" says what is wrong"}
 	case is[*labelError](err):
@@ -172,6 +175,11 @@ func classifyOpen(err error) failure {
 		return failure{exitUsage, "unusable-repository", ""}
 	}
 	return failure{exitUsage, "environment", ""}
+}
+
+// isAny reports whether an error is one of several.
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
 func is[E error](err error) bool {

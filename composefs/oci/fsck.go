@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/splitstream"
 	"github.com/cfs-pull/cfs-pull/fsverity"
@@ -192,10 +194,12 @@ type fsck struct {
 	tags   []tagTarget
 	bad    map[Digest]bool // manifests
 
-	mu       sync.Mutex
-	configs  map[fsverity.Digest]*checkedConfig
+	configs  map[fsverity.Digest]configResult
+	commits  map[Digest]bool // manifests that are to be written anew
+	rebuilds *errgroup.Group
+
+	mu       sync.Mutex                      // guards bad and what follows
 	computed map[computedKey]fsverity.Digest // images, also of rounds before
-	commits  map[Digest]bool                 // manifests that are to be written anew
 }
 
 // tagTarget is a tag and where it leads to.
@@ -216,22 +220,32 @@ func (f *fsck) round(ctx context.Context) error {
 		f.c = f.c.Next()
 	}
 	f.counts, f.tags = FsckCounts{}, nil
-	f.bad, f.configs, f.commits = map[Digest]bool{}, map[fsverity.Digest]*checkedConfig{}, map[Digest]bool{}
+	f.bad, f.configs, f.commits = map[Digest]bool{}, map[fsverity.Digest]configResult{}, map[Digest]bool{}
 	if err := f.c.Run(ctx); err != nil {
 		return err
 	}
 	f.checkNames()
+	rebuilds, rebuildCtx := errgroup.WithContext(ctx)
+	rebuilds.SetLimit(f.workers())
+	f.rebuilds = rebuilds
 	for _, d := range f.manifests() {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		if rebuildCtx.Err() != nil {
+			break
 		}
-		f.checkManifest(d)
+		f.checkManifest(rebuildCtx, d)
 	}
 	if f.only.IsZero() {
-		f.checkConfigs()
+		f.checkConfigs(rebuildCtx)
 	}
+	if err := rebuilds.Wait(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	f.counts.ManifestsDamaged = int64(len(f.bad))
 	f.checkTags()
-	return f.checkImages(ctx)
+	return nil
 }
 
 // firstStreams are the streams that a limited check begins with; nil for all.

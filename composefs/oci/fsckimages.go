@@ -6,11 +6,7 @@ package oci
 import (
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 	"sync/atomic"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/erofs"
@@ -23,22 +19,13 @@ type computedKey struct {
 	key    string
 }
 
-// checkImages compares the EROFS images that configs name with what their
-// layers give, and lets those be made again that are damaged.
-func (f *fsck) checkImages(ctx context.Context) error {
-	var todo []*checkedConfig
-	for _, c := range f.configs {
-		if c.config != nil && len(c.images()) > 0 && (!f.o.Quick || f.o.Repair && f.wantsRebuild(c)) {
-			todo = append(todo, c)
-		}
+// startRebuild compares the EROFS images that a config names with what their
+// layers give, and lets those be made again that are damaged. It waits while as
+// many rebuilds are under way as there may be.
+func (f *fsck) startRebuild(ctx context.Context, c *checkedConfig) {
+	if len(c.images()) > 0 && (!f.o.Quick || f.o.Repair && f.wantsRebuild(c)) {
+		f.rebuilds.Go(func() error { return f.compareImages(ctx, c) })
 	}
-	slices.SortFunc(todo, func(a, b *checkedConfig) int { return strings.Compare(a.stream.String(), b.stream.String()) })
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(f.workers())
-	for _, c := range todo {
-		group.Go(func() error { return f.compareImages(ctx, c) })
-	}
-	return group.Wait()
 }
 
 // wantsRebuild reports whether an image of a config is missing or damaged.
@@ -94,7 +81,9 @@ func (f *fsck) compareImages(ctx context.Context, c *checkedConfig) error {
 				Kind: kind, Path: "streams/" + ConfigStream(c.digest), Stream: ConfigStream(c.digest), Image: ref.id,
 				Message: fmt.Sprintf(format, args...),
 			})
-			f.markBad(c)
+			if !c.manifest.IsZero() {
+				f.setBad(c.manifest)
+			}
 		}
 		switch {
 		case err != nil:
@@ -107,21 +96,6 @@ func (f *fsck) compareImages(ctx context.Context, c *checkedConfig) error {
 		}
 	}
 	return nil
-}
-
-// markBad counts the manifest of a config as damaged.
-func (f *fsck) markBad(c *checkedConfig) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !c.manifest.IsZero() && !f.bad[c.manifest] {
-		f.bad[c.manifest] = true
-		f.counts.ManifestsDamaged++
-		for _, tag := range f.tags {
-			if tag.manifest == c.manifest {
-				f.counts.TagsDamaged++
-			}
-		}
-	}
 }
 
 // compute is the id of an image as the layers give it.

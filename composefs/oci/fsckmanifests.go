@@ -54,15 +54,21 @@ func (f *fsck) readChecked(id fsverity.Digest, ct splitstream.ContentType) (*che
 }
 
 // checkManifest checks a manifest and what it leads to.
-func (f *fsck) checkManifest(d Digest) {
+func (f *fsck) checkManifest(ctx context.Context, d Digest) {
 	f.counts.Manifests++
-	if !f.manifestOK(d) {
-		f.counts.ManifestsDamaged++
-		f.bad[d] = true
+	if !f.manifestOK(ctx, d) {
+		f.setBad(d)
 	}
 }
 
-func (f *fsck) manifestOK(d Digest) bool {
+// setBad notes that a manifest leads to something that is damaged.
+func (f *fsck) setBad(manifest Digest) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bad[manifest] = true
+}
+
+func (f *fsck) manifestOK(ctx context.Context, d Digest) bool {
 	name := ManifestStream(d)
 	bad := func(kind composefs.Kind, format string, args ...any) bool {
 		f.c.Report(composefs.Finding{Kind: kind, Path: "streams/" + name, Stream: name, Message: fmt.Sprintf(format, args...)})
@@ -110,13 +116,13 @@ func (f *fsck) manifestOK(d Digest) bool {
 		return bad(ConfigRefMissing, "it does not name the stream of its config %s", configDigest)
 	}
 	container := m.Config.MediaType == mediaTypeOCIConfig || m.Config.MediaType == mediaTypeDockerConfig
-	checked := f.config(config, configDigest, container, d)
+	checked := f.config(ctx, config, configDigest, container, d)
 	f.checkConfigLink("streams/"+name, configDigest, config, checked.ok, d)
 	if !container {
 		return f.artifactLayers(&m.Manifest, doc, bad) && checked.ok
 	}
-	if checked.ok && len(checked.config.DiffIDs) != len(m.Layers) {
-		return bad(ConfigParseFailed, "the config lists %d layers, the manifest %d", len(checked.config.DiffIDs), len(m.Layers))
+	if checked.ok && checked.layers != len(m.Layers) {
+		return bad(ConfigParseFailed, "the config lists %d layers, the manifest %d", checked.layers, len(m.Layers))
 	}
 	return checked.ok && sound
 }
@@ -165,8 +171,7 @@ func (f *fsck) artifactLayers(m *Manifest, doc *checkedDocument, bad func(compos
 	return ok
 }
 
-// checkedConfig is a config stream that was checked; several manifests may
-// name it.
+// checkedConfig is a config stream that is being checked.
 type checkedConfig struct {
 	*checkedDocument
 	digest   Digest
@@ -175,13 +180,33 @@ type checkedConfig struct {
 	manifest Digest // the first one that names it, or zero
 }
 
-// config checks a config stream once.
-func (f *fsck) config(id fsverity.Digest, d Digest, container bool, manifest Digest) *checkedConfig {
-	if c := f.configs[id]; c != nil {
-		return c
+// configResult is what is kept of a checked config; several manifests may name
+// it.
+type configResult struct {
+	ok     bool
+	layers int
+}
+
+// config checks a config stream once, and has the images that it names rebuilt
+// meanwhile.
+func (f *fsck) config(ctx context.Context, id fsverity.Digest, d Digest, container bool, manifest Digest) configResult {
+	if r, ok := f.configs[id]; ok {
+		return r
 	}
+	c := f.checkConfig(id, d, container, manifest)
+	r := configResult{ok: c.ok}
+	if c.config != nil {
+		r.layers = len(c.config.DiffIDs)
+		f.startRebuild(ctx, c)
+	}
+	if len(f.configs) < maxTags {
+		f.configs[id] = r
+	}
+	return r
+}
+
+func (f *fsck) checkConfig(id fsverity.Digest, d Digest, container bool, manifest Digest) *checkedConfig {
 	c := &checkedConfig{digest: d, manifest: manifest}
-	f.configs[id] = c
 	name := ConfigStream(d)
 	path := "streams/" + name
 	if linked, ok := f.c.StreamLink(name); !ok || linked != id {
@@ -209,6 +234,7 @@ func (f *fsck) config(id fsverity.Digest, d Digest, container bool, manifest Dig
 		f.commitConfig(c)
 	}
 	c.config, err = ParseLoneConfig(c.raw)
+	c.raw = nil // it may be large, and is not needed any more
 	if err != nil && container {
 		c.ok = bad(ConfigParseFailed, "%v", err)
 	}
@@ -223,10 +249,10 @@ func (f *fsck) config(id fsverity.Digest, d Digest, container bool, manifest Dig
 
 // checkConfigs checks the configs that no manifest has led to. Of these nobody
 // says whether they are of a container image; those with layers are.
-func (f *fsck) checkConfigs() {
+func (f *fsck) checkConfigs(ctx context.Context) {
 	for _, d := range f.named(configPrefix) {
-		if id, ok := f.c.StreamLink(ConfigStream(d)); ok {
-			f.config(id, d, false, Digest{})
+		if id, ok := f.c.StreamLink(ConfigStream(d)); ok && ctx.Err() == nil {
+			f.config(ctx, id, d, false, Digest{})
 		}
 	}
 }

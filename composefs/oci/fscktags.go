@@ -87,8 +87,6 @@ func (f *fsck) checkTags() {
 
 // commitAgain lets the config and the manifest of an image be written anew.
 func (f *fsck) commitAgain(manifest Digest) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.commits[manifest] || !f.o.Repair {
 		return
 	}

@@ -103,7 +103,8 @@ func isBroken(err error) bool {
 	return false
 }
 
-// outdatedImage is an image that lacks plain EROFS images.
+// outdatedImage is an image that lacks plain EROFS images, or whose manifest
+// names another config than the one that is linked.
 type outdatedImage struct {
 	manifest, config *Document
 	layers           int
@@ -139,7 +140,10 @@ func (u *Upgraded) outdated(repo *composefs.Repo, stream string) (*outdatedImage
 	if err != nil {
 		return nil, err
 	}
-	if len(missing) == 0 {
+	// An upgrade that was interrupted may have linked the new config and not the
+	// manifest that names it.
+	name := configRef + parsed.Config.Digest
+	if len(missing) == 0 && manifest.Refs[name] == streamID(repo, configPrefix+parsed.Config.Digest) {
 		u.Current++
 		return nil, nil
 	}
@@ -156,8 +160,10 @@ func (u *Upgraded) upgrade(ctx context.Context, repo *composefs.Repo, stream str
 	if err != nil {
 		return err
 	}
-	if err := image.buildPlain(ctx, repo, old.missing, limits); err != nil {
-		return err
+	if len(old.missing) > 0 {
+		if err := image.buildPlain(ctx, repo, old.missing, limits); err != nil {
+			return err
+		}
 	}
 	if _, err := Commit(ctx, repo, image); err != nil {
 		return err

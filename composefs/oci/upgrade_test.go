@@ -5,10 +5,13 @@ package oci_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
@@ -265,5 +268,48 @@ func TestUpgradeLinksImages(t *testing.T) {
 	after, err := repo.ImageNames()
 	if err != nil || len(after) != len(before) {
 		t.Errorf("%d images of %d, %v", len(after), len(before), err)
+	}
+}
+
+// An upgrade that was killed between the links of a config and of the manifest
+// that names it is finished by the next one.
+func TestUpgradeInterrupted(t *testing.T) {
+	repo := openOld(t, "old-sha512")
+	manifests, err := filepath.Glob(filepath.Join(repo.Path(), "streams", "oci-manifest-*"))
+	if err != nil || len(manifests) == 0 {
+		t.Fatalf("manifests %v, %v", manifests, err)
+	}
+	old := map[string]string{}
+	for _, link := range manifests {
+		if old[link], err = os.Readlink(link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, err := oci.Upgrade(t.Context(), repo, oci.Limits{})
+	if err != nil || first.Images != 4 {
+		t.Fatalf("upgraded %+v, %v", first, err)
+	}
+	want, err := repodump.Dump(repo.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for link, target := range old {
+		if err := errors.Join(os.Remove(link), os.Symlink(target, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := oci.Upgrade(t.Context(), repo, oci.Limits{})
+	if err != nil || again.Images != first.Images {
+		t.Errorf("upgraded %+v, %v", again, err)
+	}
+	got, err := repodump.Dump(repo.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the upgrade was not finished (-want +got):\n%s", diff)
+	}
+	if third, err := oci.Upgrade(t.Context(), repo, oci.Limits{}); err != nil || third.Images != 0 {
+		t.Errorf("upgraded again: %+v, %v", third, err)
 	}
 }

@@ -10,8 +10,10 @@ import (
 )
 
 const (
-	blockSize  = 4096
-	sectorSize = 512 // what a disk writes in one step
+	blockSize = 4096
+	// sectorSize is what a disk writes in one step. With less, a super block
+	// of btrfs can be torn, which no file system takes.
+	sectorSize = 4096
 )
 
 // Entry is something that a disk was told to do.

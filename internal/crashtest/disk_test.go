@@ -39,7 +39,7 @@ func sectors(letter byte, n int) []byte { return bytes.Repeat([]byte{letter}, n*
 func newTestDisk(t *testing.T) (*Disk, *bytes.Reader) {
 	t.Helper()
 	base := bytes.NewReader(sectors('x', 3)) // shorter than the disk
-	d := NewDisk(base, blockSize, true)
+	d := NewDisk(base, 4*sectorSize, true)
 	for _, step := range []struct {
 		letter  byte
 		at, len int64
@@ -76,7 +76,7 @@ func TestDisk(t *testing.T) {
 		"a0bc": {Flushed: 5, Issued: 6, Keep: KeepAll},
 		"d0bc": {Flushed: 8, Issued: 8},
 	} {
-		after, err := c.After(base, blockSize, d.Entries())
+		after, err := c.After(base, 4*sectorSize, d.Entries())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestDisk(t *testing.T) {
 	// Between two flushes anything may have got there.
 	seen := map[string]bool{}
 	for seed := range uint64(50) {
-		after, err := Cut{Flushed: 2, Issued: 4, Keep: KeepSome, Seed: seed}.After(base, blockSize, d.Entries())
+		after, err := Cut{Flushed: 2, Issued: 4, Keep: KeepSome, Seed: seed}.After(base, 4*sectorSize, d.Entries())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +99,7 @@ func TestDisk(t *testing.T) {
 	// And of a write, any of its sectors.
 	seen = map[string]bool{}
 	for seed := range uint64(200) {
-		after, err := Cut{Flushed: 2, Issued: 3, Keep: KeepParts, Seed: seed}.After(base, blockSize, d.Entries())
+		after, err := Cut{Flushed: 2, Issued: 3, Keep: KeepParts, Seed: seed}.After(base, 4*sectorSize, d.Entries())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -160,26 +160,32 @@ func TestExtractStaysInside(t *testing.T) {
 	}
 }
 
-// TestCrash has a QEMU that crashes, as some do while the machine boots.
+// TestCrash has machines that crash, as some do while they boot.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		name, before string // what it does before each crash
-		crashes      int
-		starts       int
-		fails        bool
+		name    string
+		crash   string // what it does at each crash
+		crashes int
+		starts  int
+		fails   bool
 	}{
-		{name: "once", crashes: 1, starts: 2},
-		{name: "always", crashes: 100, starts: maxStarts, fails: true},
-		{name: "in the script", before: "echo start >port-status", crashes: 1, starts: 1, fails: true},
-		{name: "not at all", starts: 1},
+		{name: "QEMU, once", crash: "kill -ABRT $$", crashes: 1, starts: 2},
+		{name: "QEMU, always", crash: "kill -ABRT $$", crashes: 100, starts: maxStarts, fails: true},
+		{name: "QEMU, in the script", crash: "echo start >port-status; kill -ABRT $$", crashes: 1, starts: 1, fails: true},
+		{name: "kernel, once", crash: "exit 0", crashes: 1, starts: 2},
+		{name: "kernel, always", crash: "exit 0", crashes: 100, starts: maxStarts},
+		{name: "kernel, in the script", crash: "echo start >port-status; exit 0", crashes: 1, starts: 1},
+		{name: "set-up", crash: "echo setup no >port-status; exit 0", crashes: 1, starts: 1},
+		{name: "bad option", crash: "exit 1", crashes: 1, starts: 1, fails: true},
+		{name: "not at all", crash: "exit 0", starts: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			qemu := filepath.Join(dir, "qemu")
-			script := fmt.Sprintf("#!/bin/sh\ncd %s\necho >>starts\n[ $(wc -l <starts) -gt %d ] || { %s\nkill -ABRT $$; }\n",
-				dir, test.crashes, test.before)
+			script := fmt.Sprintf("#!/bin/sh\ncd %s\necho >>starts\n[ $(wc -l <starts) -gt %d ] || { %s; }\necho exit 0 >port-status\n",
+				dir, test.crashes, test.crash)
 			// Written by a child: a fork of this process at that time must not
 			// have the file open for writing when it is to run.
 			write := exec.CommandContext(t.Context(), "sh", "-c", "cat >qemu && chmod +x qemu")

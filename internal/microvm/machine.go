@@ -91,16 +91,17 @@ func diskArgs(i int, d Disk) []string {
 // escape doubles commas, which separate QEMU's options.
 func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 
-// maxStarts is how often a machine is started when QEMU crashes.
-const maxStarts = 3
+// maxStarts is how often a machine is started that does not come to its script.
+const maxStarts = 4
 
-// run runs QEMU to its end, or kills it when ctx ends. When QEMU itself crashes
-// before the script has begun, nothing has happened to the disks, and it is
-// started again.
+// run runs QEMU to its end, or kills it when ctx ends. Emulated machines crash
+// now and then while they boot: QEMU itself does, or the kernel has an exception
+// before it has a console, which is a reset and so the end. Nothing has happened
+// to the disks by then, and the machine is started again.
 func (m *machine) run(ctx context.Context) error {
 	for start := 1; ; start++ {
 		err := m.runOnce(ctx)
-		if err == nil || ctx.Err() != nil || start == maxStarts || !crashed(err) {
+		if ctx.Err() != nil || start == maxStarts || err != nil && !crashed(err) {
 			return err
 		}
 		status, statusErr := m.readPort(portStatus)

@@ -18,7 +18,7 @@ import (
 const (
 	DefaultMemoryMiB = 1024
 	DefaultCPUs      = 2
-	DefaultTimeout   = 10 * time.Minute // only against hanging: a run takes seconds where the machine is idle
+	DefaultTimeout   = 20 * time.Minute // only against hanging: a run takes seconds where the machine is idle
 
 	maxOutput = 16 << 20 // bytes of Output and of Console that are kept
 )

@@ -36,7 +36,8 @@ var steps = map[string][]step{
 	bootDamaged: {{"File", testDamagedFile}, {"Image", testDamagedImage}, {"Fsck", testDamagedFsck}},
 	bootOptions: {
 		{"Refused", testRefused}, {"Loosen", testLoosen}, {"NotRequired", testNotRequired},
-		{"SHA256", testSHA256}, {"Unsealed", testUnsealed}, {"Killed", testKilled}, {"Fsck", testFsck},
+		{"SHA256", testSHA256}, {"Unsealed", testUnsealed}, {"MountTampered", testMountTampered}, {"Killed", testKilled},
+		{"Fsck", testFsck},
 	},
 }
 

@@ -16,110 +16,122 @@ import (
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
 
-// testMountCommand has the program mount what mountImage mounts elsewhere, and
-// tampers with the image and with what says that fs-verity is required.
+// commandMount mounts images of a repository with the program.
+type commandMount struct {
+	*testing.T
+	repo, target, before string
+}
+
+func newCommandMount(t *testing.T, repo string) *commandMount {
+	return &commandMount{t, repo, t.TempDir(), mounts(t)}
+}
+
+// mount mounts an image, which must require fs-verity of files.
+func (m *commandMount) mount(id string, args ...string) {
+	m.Helper()
+	stdout, stderr, code := command(m.T, append([]string{"mount", "--repo", m.repo, id, m.target}, args...)...)
+	if code != 0 {
+		m.Fatalf("mount %q: exit status %d\n%s", args, code, stderr)
+	}
+	if !strings.Contains(stdout, id) {
+		m.Errorf("mount %s says %q", id, stdout)
+	}
+	for line := range strings.Lines(mounts(m.T)) {
+		if strings.Contains(line, " "+m.target+" ") && strings.Contains(line, "verity=require") {
+			return
+		}
+	}
+	m.Errorf("mount %q does not require fs-verity:\n%s", args, mounts(m.T))
+}
+
+func (m *commandMount) unmount() {
+	m.Helper()
+	if _, stderr, code := command(m.T, "umount", m.target); code != 0 {
+		m.Errorf("umount: exit status %d\n%s", code, stderr)
+	}
+	m.checkNothingLeft()
+}
+
+// exits mounts an image and wants an exit status.
+func (m *commandMount) exits(want int, id string, args ...string) {
+	m.Helper()
+	_, stderr, code := command(m.T, append([]string{"mount", "--repo", m.repo, id, m.target}, args...)...)
+	if code != want {
+		m.Errorf("mount %q: exit status %d, want %d\n%s", args, code, want, stderr)
+	}
+	if code == 0 {
+		m.unmount()
+	}
+	m.checkNothingLeft()
+}
+
+func (m *commandMount) checkNothingLeft() {
+	m.Helper()
+	if diff := cmp.Diff(m.before, mounts(m.T)); diff != "" {
+		m.Errorf("mounts (-before +after):\n%s", diff)
+	}
+}
+
+// testMountCommand has the program mount what mountImage mounts elsewhere.
 func testMountCommand(t *testing.T) {
 	im := osImage()
 	id := expected(t)[im.name]
-	before := mounts(t)
-	target := t.TempDir()
-	mounted := func(repo, id string, args ...string) string {
-		t.Helper()
-		stdout, stderr, code := command(t, append([]string{"mount", "--repo", repo, id, target}, args...)...)
-		if code != 0 {
-			t.Fatalf("mount %q: exit status %d\n%s", args, code, stderr)
-		}
-		if !strings.Contains(stdout, id) {
-			t.Errorf("mount %s says %q", id, stdout)
-		}
-		var options string
-		for line := range strings.Lines(mounts(t)) {
-			if strings.Contains(line, " "+target+" ") {
-				options = line
-			}
-		}
-		return options
-	}
-	unmount := func() {
-		t.Helper()
-		if _, stderr, code := command(t, "umount", target); code != 0 {
-			t.Errorf("umount: exit status %d\n%s", code, stderr)
-		}
-		if diff := cmp.Diff(before, mounts(t)); diff != "" {
-			t.Errorf("mounts (-before +after):\n%s", diff)
-		}
-	}
-	refused := func(want int, args ...string) {
-		t.Helper()
-		_, stderr, code := command(t, append([]string{"mount", "--repo", mainRepo, id.Image, target}, args...)...)
-		if code != want {
-			t.Errorf("mount %q: exit status %d, want %d\n%s", args, code, want, stderr)
-		}
-		if code == 0 {
-			unmount()
-		}
-		if diff := cmp.Diff(before, mounts(t)); diff != "" {
-			t.Errorf("mounts (-before +after):\n%s", diff)
-		}
-	}
-
 	checkStatus(t)
+	m := newCommandMount(t, mainRepo)
 	dropCaches(t)
-	if options := mounted(mainRepo, id.Image); !strings.Contains(options, "verity=require") {
-		t.Errorf("fs-verity is not required by the mount: %s", options)
-	}
-	checkTree(t, target, im.files())
-	unmount()
-	if options := mounted(mainRepo, id.BootImage, "--read-write", filepath.Join(disk, "changes")); !strings.Contains(options, "verity=require") {
-		t.Errorf("fs-verity is not required by the mount: %s", options)
-	}
-	if err := os.WriteFile(filepath.Join(target, "new"), []byte("new"), 0o644); err != nil {
+	m.mount(id.Image)
+	checkTree(t, m.target, im.files())
+	m.unmount()
+	m.mount(id.BootImage, "--read-write", filepath.Join(disk, "changes"))
+	if err := os.WriteFile(filepath.Join(m.target, "new"), []byte("new"), 0o644); err != nil {
 		t.Error(err)
 	}
 	files := im.bootFiles()
 	files["new"] = []byte("new")
-	checkTree(t, target, files)
-	unmount()
+	checkTree(t, m.target, files)
+	m.unmount()
+}
 
-	// Another image in the place of the image, and the image without
-	// protection. Then the same where meta.json has lost its protection, which
-	// whoever can do the one can do too.
-	image := filepath.Join(mainRepo, "objects", id.Image[:2], id.Image[2:])
+// testMountTampered has another image in the place of an image, and the image
+// without protection; then the same where meta.json has lost its protection,
+// which whoever can do the one can do too.
+func testMountTampered(t *testing.T) {
+	repo := filepath.Join(disk, "tampered")
+	initRepository(t, repo)
+	id := pull(t, repo, layout(overlappingImage(0).name)).Image.ID
+	m := newCommandMount(t, repo)
+	image, meta := filepath.Join(repo, "objects", id[:2], id[2:]), filepath.Join(repo, "meta.json")
 	content, err := os.ReadFile(image)
 	if err != nil {
 		t.Fatal(err)
 	}
+	settings, err := os.ReadFile(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
 	changed := bytes.Clone(content)
-	changed[len(changed)-1]++
+	changed[len(changed)-1]++ // the kernel would not notice
 	aside(t, image, func() {
 		replace(t, image, changed, fsverity.SHA512)
-		refused(7)
+		m.exits(7, id)
 		replace(t, image, changed, 0)
-		refused(7)
-		refused(7, "--allow-missing-verity", "--force")
+		m.exits(7, id)
+		m.exits(7, id, "--allow-missing-verity", "--force")
 		replace(t, image, content, 0)
-		refused(7)
-		refused(0, "--allow-missing-verity", "--force") // its content was hashed
-		meta := filepath.Join(mainRepo, "meta.json")
+		m.exits(7, id)
+		m.exits(0, id, "--allow-missing-verity", "--force") // its content was hashed
 		aside(t, meta, func() {
-			text, err := os.ReadFile(meta + ".aside")
-			if err != nil {
-				t.Fatal(err)
-			}
-			replace(t, meta, text, 0)
-			refused(0)
-			refused(6, "--require-verity")
+			replace(t, meta, settings, 0)
+			m.exits(0, id)
+			m.exits(6, id, "--require-verity")
 			replace(t, image, changed, fsverity.SHA512)
-			refused(7)
+			m.exits(7, id)
 			replace(t, image, changed, 0)
-			refused(7)
+			m.exits(7, id)
 		})
 	})
-	// All is as before.
-	if options := mounted(mainRepo, id.Image); !strings.Contains(options, "verity=require") {
-		t.Errorf("fs-verity is not required by the mount: %s", options)
-	}
-	unmount()
+	m.mount(id) // as before
+	m.unmount()
 }
 
 // checkStatus asks the program what the repository can do.

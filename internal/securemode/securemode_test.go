@@ -135,7 +135,7 @@ func runGuest(t *testing.T, fs fileSystem, boot string, c microvm.Config) microv
 	t.Helper()
 	c.Modules = append([]string{"loop", "erofs", "overlay"}, fs.modules...)
 	c.MemoryMiB = 1536
-	c.Timeout = 10 * time.Minute // takes half a minute where the host is idle
+	c.Timeout = 20 * time.Minute // takes half a minute where the host is idle
 	name := "TestSecureMode/" + fs.name
 	c.Script = bootVariable + "=" + boot + " securemode.test -test.v -test.run '^TestSecureMode$/^" + fs.name + "$'"
 	start, cpu := time.Now(), childrenCPU(t)
