@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.podman.io/storage"
@@ -36,6 +38,32 @@ func Reexec() bool { return reexec.Init() }
 type library struct {
 	mu    sync.Mutex
 	store storage.Store
+
+	broken atomic.Pointer[error] // why it must not be called any more
+}
+
+// call runs f, which calls the library. The library panics when it cannot open
+// or take one of its locks, for instance on a full file system or without
+// descriptors. Its mutexes stay locked then, so nothing may call it again in
+// this process; what is on disk is as after a crash.
+func (l *library) call(root string, f func() error) (err error) {
+	defer func() {
+		switch cause := recover().(type) {
+		case nil:
+		case error:
+			if _, bug := cause.(runtime.Error); bug {
+				panic(cause)
+			}
+			err = fmt.Errorf("lock containers-storage %s: %w", root, withErrno(cause))
+			l.broken.Store(&err)
+		default:
+			panic(cause)
+		}
+	}()
+	if broken := l.broken.Load(); broken != nil {
+		return *broken
+	}
+	return f()
 }
 
 // open opens the library's handle on first use.

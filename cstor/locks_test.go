@@ -8,10 +8,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
@@ -77,5 +80,22 @@ func TestLibraryLockIsWaitedFor(t *testing.T) {
 	check(s.Lookup("example.com/a:1"))(t)
 	if time.Since(started) < 200*time.Millisecond {
 		t.Error("read under the lock of another process")
+	}
+}
+
+// The library panics when it cannot open a lock. That is an error here, and the
+// library, whose mutexes stay locked, is not called again.
+func TestLibraryPanics(t *testing.T) {
+	s := &Store{graphRoot: t.TempDir()}
+	full := &fs.PathError{Op: "open", Path: "layers.lock", Err: unix.ENOSPC}
+	if err := s.guard(t.Context(), always, func() error { panic(full) }); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), s.graphRoot) {
+		t.Errorf("guard: %v, want ENOSPC of the store", err)
+	}
+	called := false
+	if err := s.guard(t.Context(), always, func() error { called = true; return nil }); !errors.Is(err, unix.ENOSPC) || called {
+		t.Errorf("guard after a panic: %v, called: %t", err, called)
+	}
+	if _, err := s.Images(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("images after a panic: %v", err)
 	}
 }

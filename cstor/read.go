@@ -24,6 +24,9 @@ type view []*records
 
 // withRecords calls f with the records, and holds the locks meanwhile.
 func (s *Store) withRecords(ctx context.Context, f func(view) error) error {
+	if broken := s.lib.broken.Load(); broken != nil {
+		return *broken // its locks are never given back
+	}
 	var v view
 	for i, root := range append([]string{s.graphRoot}, s.options.AdditionalImageStores...) {
 		readOnly := i > 0

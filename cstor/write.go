@@ -64,7 +64,7 @@ const guardInterval = 100 * time.Millisecond
 // harmless then.
 func (s *Store) guard(ctx context.Context, waiting func() bool, f func() error) error {
 	done := make(chan error, 1)
-	go func() { done <- f() }()
+	go func() { done <- s.lib.call(s.graphRoot, f) }()
 	ticker := time.NewTicker(guardInterval)
 	defer ticker.Stop()
 	var since time.Time
