@@ -453,6 +453,38 @@ func TestFsck(t *testing.T) {
 	}
 }
 
+// TestFsckOwner has what only root can make.
+func TestFsckOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away: run as root")
+	}
+	const somebody = 12345
+	c := newChecked(t, insecureRepo(t))
+	must(t, os.Chown(c.file("streams"), somebody, -1))
+	must(t, os.Chown(c.object(c.a), somebody, -1)) // a hard link has the owner of its other name
+	want := []string{"warning: owner-unexpected streams"}
+	if _, got := c.runCheck(t, CheckOptions{}); !cmp.Equal(got, want) {
+		t.Errorf("findings %v, want %v", got, want)
+	}
+}
+
+// TestFsckReadError has a disk that cannot read what is on it.
+func TestFsckReadError(t *testing.T) {
+	v := testVerity(t)
+	c := newChecked(t, openRepo(t, newRepoPath(t, v, InitOptions{}), v, OpenOptions{}))
+	c.Repo.verity.measure = func(f *os.File, alg fsverity.Algorithm) (fsverity.Digest, error) {
+		d, err := v.measure(f, alg)
+		if d == c.b {
+			return fsverity.Digest{}, unix.EIO
+		}
+		return d, err
+	}
+	_, got := c.runCheck(t, CheckOptions{})
+	if !slices.Contains(got, "object-verity-failed objects/<b>") {
+		t.Errorf("findings %v", got)
+	}
+}
+
 // TestFsckHelp makes sure that no finding leaves its reader alone.
 func TestFsckHelp(t *testing.T) {
 	kinds := map[Kind]bool{}

@@ -13,8 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -767,4 +769,53 @@ func TestCollectGarbageEnormousTable(t *testing.T) {
 	if used := after.TotalAlloc - before.TotalAlloc; used > length/8 {
 		t.Errorf("%d bytes were allocated for a table of %d", used, length)
 	}
+}
+
+// A repository with many refs costs memory for their names, and time in
+// proportion. CFS_PULL_REFS is another number of them, such as a million.
+func TestCollectGarbageManyRefs(t *testing.T) {
+	n := 20000
+	if text := os.Getenv("CFS_PULL_REFS"); text != "" {
+		n = check(strconv.Atoi(text))(t)
+	}
+	const mostBytes = 2 << 10 // for each ref
+	r := insecureRepo(t)
+	putObject(t, r, "loose")
+	live := putStream(t, r, "live", nil, putObject(t, r, "used"))
+	must(t, r.SetStreamRef("oci/live", "live"))
+	dir := filepath.Join(r.Path(), "streams/refs/oci")
+	for i := range n / 2 {
+		must(t, os.Symlink("../../live", fmt.Sprintf("%s/example.com%%2Flive:%d", dir, i)))
+		must(t, os.Symlink("../../absent", fmt.Sprintf("%s/example.com%%2Fabsent:%d", dir, i)))
+	}
+	collect := func(what string, o GCOptions) (*GCResult, error) {
+		t.Helper()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		start := time.Now()
+		got, err := collectOnce(t, r, o)
+		took := time.Since(start)
+		runtime.ReadMemStats(&after)
+		used := (after.TotalAlloc - before.TotalAlloc) / uint64(n)
+		t.Logf("%s: %d refs, %v, %d bytes for each", what, n, took, used)
+		if used > mostBytes {
+			t.Errorf("%s: %d bytes were allocated for each ref, want at most %d", what, used, mostBytes)
+		}
+		return got, err
+	}
+	_, err := collect("refused", GCOptions{})
+	if e, ok := errors.AsType[*DanglingError](err); !ok || len(e.Refs) != n/2 || len(err.Error()) > 2000 {
+		t.Fatalf("error %.2000v", err)
+	}
+	got, err := collect("dropped", GCOptions{DropDangling: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Refs) != n/2 || got.Objects != 1 || len(got.Streams) != 0 {
+		t.Errorf("removed %d refs, %d objects, streams %v", len(got.Refs), got.Objects, got.Streams)
+	}
+	if refs := check(r.StreamRefs("oci"))(t); len(refs) != n/2+1 {
+		t.Errorf("%d refs are left", len(refs))
+	}
+	has(t, r, true, live)
 }

@@ -26,7 +26,7 @@ import (
 const referenceHelp = `
 REF is a tag; sha256:DIGEST or @sha256:DIGEST, a manifest's digest or enough of its
 beginning, or a config's; the id of an EROFS image, or at least eight digits of it; or
-refs/NAME, a ref of an EROFS image.
+refs/NAME, a ref of an EROFS image, or only NAME if that is no tag.
 `
 
 // viewOptions are what commands that look at an image have in common.

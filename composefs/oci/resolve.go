@@ -82,7 +82,8 @@ var ErrReference = errors.New("malformed reference")
 //   - "refs/…": a ref of an EROFS image
 //   - the id of an EROFS image in full, or a beginning of at least eight digits
 //     that no tag is named by
-//   - anything else: a tag, exactly
+//   - anything else: a tag, exactly, or a ref of an EROFS image, without
+//     "refs/", that no tag is named by
 //
 // A digest and an id in full are never taken for a tag: who writes one wants
 // that and nothing else, whoever named the tags. The errors are
@@ -103,6 +104,12 @@ func Resolve(repo *composefs.Repo, reference string) (*Subject, error) {
 	}
 	err := s.findTag(repo)
 	absent, isAbsent := errors.AsType[*NotFoundError](err)
+	if isAbsent {
+		if name, refErr := repo.ImageRef(text); refErr == nil {
+			s.ImageRef = text
+			return s, s.setImage(name)
+		}
+	}
 	if isAbsent && len(text) >= minImagePrefix && isHex(text) {
 		if imageErr := s.findImage(repo, text); !is[*NotFoundError](imageErr) {
 			return s, imageErr

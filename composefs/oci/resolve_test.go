@@ -46,6 +46,17 @@ func TestResolve(t *testing.T) {
 	}
 	// Tags that look like what they are not.
 	refs := filepath.Join(path, "streams", "refs", "oci")
+	// A ref that is named like a tag.
+	other, _, err := repo.Put([]byte("another image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := repo.LinkImage(other); err != nil {
+		t.Fatal(err)
+	}
+	if err := repo.SetImageRef("deadbeef01", other); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{one.String(), image.String(), "refs%2Fa%2Fb"} {
 		if err := os.Symlink("../../"+ManifestStream(two), filepath.Join(refs, name)); err != nil {
 			t.Fatal(err)
@@ -63,6 +74,8 @@ func TestResolve(t *testing.T) {
 		image.String():                   {Image: image},
 		image.String()[:8]:               {Image: image},
 		"refs/a/b":                       {Image: image, ImageRef: "a/b"},
+		"a/b":                            {Image: image, ImageRef: "a/b"},
+		"refs/deadbeef01":                {Image: other, ImageRef: "deadbeef01"},
 		two.String()[:len("sha256:")+10]: {Manifest: two},
 	} {
 		want.Reference = reference
@@ -80,7 +93,7 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%q: %v, want a malformed reference", reference, err)
 		}
 	}
-	for _, reference := range []string{"absent", "sha256:0000", "sha256:" + strings.Repeat("0", 64), strings.Repeat("0", 128), "00000000", "refs/a", "refs/x", image.String()[:7], strings.Repeat("0", 64)} {
+	for _, reference := range []string{"absent", "sha256:0000", "sha256:" + strings.Repeat("0", 64), strings.Repeat("0", 128), "00000000", "refs/a", "refs/x", "a", "a/x", "../a/b", image.String()[:7], strings.Repeat("0", 64)} {
 		var absent *NotFoundError
 		_, err := Resolve(repo, reference)
 		if !errors.As(err, &absent) && !(reference == "refs/a" && errors.Is(err, composefs.ErrIntegrity)) {
