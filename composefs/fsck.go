@@ -292,11 +292,16 @@ func (c *Checker) charge(n int64) bool {
 		return true
 	}
 	limit := c.workFloor + workRatio*min(c.allocated.Load(), 1<<50)
-	if c.work.Add(n) <= limit {
-		return true
+	for {
+		// What is refused must not, for a moment, count against others.
+		spent := c.work.Load()
+		if n > limit-spent {
+			return false
+		}
+		if c.work.CompareAndSwap(spent, spent+n) {
+			return true
+		}
 	}
-	c.work.Add(-n)
-	return false
 }
 
 // parallel calls f for 0 to n-1, several at a time, until ctx ends.
