@@ -409,9 +409,13 @@ func TestDirectoriesRemoved(t *testing.T) {
 				t.Errorf("round %d: %s, %v", i, o, err)
 			}
 			must(t, os.RemoveAll(r.Path()+"/objects"))
-			// What was stored is gone, so that no link may lead to it.
+			// What was stored is gone, so that no link may lead to it, and
+			// none that does is a success.
 			if err := r.SyncFS(); !errors.Is(err, ErrObjectsRemoved) {
 				t.Errorf("round %d: %v", i, err)
+			}
+			if err := r.SyncLinks(); !errors.Is(err, ErrObjectsRemoved) {
+				t.Errorf("round %d: links: %v", i, err)
 			}
 		}
 	}

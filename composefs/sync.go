@@ -47,7 +47,9 @@ func (r *Repo) touch(dir string) {
 }
 
 // SyncLinks makes the links, refs and their removals durable that this handle
-// made since the last time. What fails is tried again with the next call.
+// made since the last time. What fails is tried again with the next call. As
+// with [Repo.SyncFS], objects that were removed meanwhile are
+// [ErrObjectsRemoved]: what the links lead to is not all there.
 func (r *Repo) SyncLinks() error {
 	if err := r.enter(); err != nil {
 		return err
@@ -63,6 +65,9 @@ func (r *Repo) SyncLinks() error {
 			errs = append(errs, err)
 			r.touch(dir)
 		}
+	}
+	if err := r.dirs.check(); err != nil {
+		errs = append(errs, fmt.Errorf("repository %s: %w", r.path, err))
 	}
 	return errors.Join(errs...)
 }
