@@ -173,7 +173,7 @@ func (p *pull) open(ctx context.Context) (err error) {
 		return errors.Join(err, p.unlock())
 	}
 	p.opened(repo, created)
-	p.result.Upgraded = upgraded
+	p.result.Upgraded, p.result.Changed = upgraded, upgraded != nil
 	return nil
 }
 
