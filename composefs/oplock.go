@@ -49,7 +49,11 @@ func LockOperation(ctx context.Context, path string, timeout time.Duration) (rel
 	return func() error {
 		// A forked child may still have the description, so closing it would
 		// not unlock at once.
-		return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
+		err := unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		if err != nil {
+			err = fmt.Errorf("unlock repository %s: %w", path, err)
+		}
+		return errors.Join(err, f.Close())
 	}, nil
 }
 
