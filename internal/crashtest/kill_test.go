@@ -71,7 +71,12 @@ func memory(t *testing.T) string {
 	if err := unix.Mount("crashtest", dir, "tmpfs", 0, "size=1g"); err != nil {
 		return dir
 	}
-	t.Cleanup(func() { loopfs.Unmount(t, dir) })
+	t.Cleanup(func() {
+		if err := unmountBelow(dir); err != nil {
+			t.Error(err)
+		}
+		loopfs.Unmount(t, dir)
+	})
 	return dir
 }
 

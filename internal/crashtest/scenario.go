@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
@@ -336,6 +337,9 @@ func (w *World) run(ctx context.Context, dir string, args []string) (string, err
 // Copy makes a copy of the state to disturb.
 func (w *World) Copy(ctx context.Context, name string) (string, error) {
 	dir := filepath.Join(w.Dir, name)
+	if err := unmountBelow(dir); err != nil {
+		return "", err
+	}
 	if err := os.RemoveAll(dir); err != nil {
 		return "", err
 	}
@@ -450,6 +454,27 @@ func (w *World) judgeHealed(ctx context.Context, dir string) error {
 	}
 	if diff := cmp.Diff(w.objects, objects); diff != "" {
 		return fmt.Errorf("after gc the objects differ from those of an undisturbed run (-want +got):\n%s", diff)
+	}
+	return nil
+}
+
+// unmountBelow unmounts what a killed command left mounted below a directory:
+// the storage library tries out overlays in a store.
+func unmountBelow(dir string) error {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	// The last mount first, which may lie in one before it.
+	lines := strings.Split(strings.TrimSpace(string(mounts)), "\n")
+	for _, line := range slices.Backward(lines) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 || !strings.HasPrefix(fields[4], dir+"/") {
+			continue
+		}
+		if err := unix.Unmount(fields[4], unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", fields[4], err)
+		}
 	}
 	return nil
 }
