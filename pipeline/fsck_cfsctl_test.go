@@ -5,13 +5,13 @@ package pipeline_test
 
 import (
 	"encoding/json"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/internal/testutil"
 )
 
 // sameCase are kinds of cfsctl that tell what one of ours tells already.
@@ -31,13 +31,9 @@ var sameCase = map[composefs.Kind][]composefs.Kind{
 }
 
 // TestFsckBesideCfsctl makes sure that nothing is good here that is not for the
-// reference tool, whose path is in the environment.
+// reference tool, see testutil.RequireCfsctl.
 func TestFsckBesideCfsctl(t *testing.T) {
-	const variable = "CFS_PULL_CFSCTL"
-	tool := os.Getenv(variable)
-	if tool == "" {
-		t.Skipf("set %s to the path of a cfsctl to compare with", variable)
-	}
+	tool := testutil.RequireCfsctl(t)
 	for _, d := range imageDamages {
 		t.Run(d.name, func(t *testing.T) {
 			p := pullImage(t)
