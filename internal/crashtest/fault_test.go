@@ -157,7 +157,7 @@ func testFault(t *testing.T, w *World, f fault, n int) {
 
 // namesPlace says whether a message names something that the command works on.
 func namesPlace(message string) bool {
-	return slices.ContainsFunc([]string{"repo", "from/", "image", "images/"}, func(place string) bool {
+	return slices.ContainsFunc([]string{"repo", "store", "from/", "image", "images/"}, func(place string) bool {
 		return strings.Contains(message, place)
 	})
 }
@@ -197,7 +197,8 @@ func TestVanished(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if r.Exit == 0 && len(got.BrokenRefs()) > 0 {
+				// Images of before are not what a pull looks at.
+				if r.Exit == 0 && slices.ContainsFunc(got.BrokenRefs(), isTag(w.Scenario.Tags[0])) {
 					t.Errorf("at %s: it claims to have succeeded, but %q", r.Calls[plan.At-1], got.BrokenRefs())
 				}
 				if what == "repo" {
@@ -338,13 +339,14 @@ func TestReadOnly(t *testing.T) {
 			continue
 		}
 		says := strings.Contains(r.Stderr, "read-only file system") || strings.Contains(r.Stderr, "input/output error")
-		if r.Exit == 0 || !says || !strings.Contains(r.Stderr, "repo") {
+		if r.Exit != 0 && (!says || !strings.Contains(r.Stderr, "repo")) {
 			t.Errorf("read-only at %s: exit status %d: %s", r.Calls[plan.At-1], r.Exit, r.Stderr)
 		}
-		// Another disk with what the file system had saved.
+		// Another disk with what the file system had saved: all of it, where
+		// the command, which had nothing more to write, has succeeded.
 		loopfs.Unmount(t, mount)
 		attach()
-		if err := w.Judge(t.Context(), dir, false); err != nil {
+		if err := w.Judge(t.Context(), dir, r.Exit == 0); err != nil {
 			t.Errorf("read-only at call %d: %v", plan.At, err)
 		}
 	}
