@@ -1,10 +1,10 @@
 // SPDX-FileCopyrightText: The cfs-pull authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bigimage writes the image of the memory benchmark as an OCI layout:
-// one layer with one very large file and very many small ones. No two files are
-// the same, so that nothing is saved by deduplication; yet the blob compresses
-// to a small part.
+// Command bigimage writes the image of the benchmarks of size as an OCI layout:
+// one very large file and very many small ones, all in one layer or the small
+// ones in several. No two files are the same, so that nothing is saved by
+// deduplication; yet the blobs compress to a small part.
 package main
 
 import (
@@ -25,6 +25,7 @@ type options struct {
 	largeFile  int64 // bytes
 	smallFiles int
 	smallSize  int64 // bytes of each small file
+	layers     int   // that the small files are distributed over
 }
 
 func main() {
@@ -33,11 +34,12 @@ func main() {
 	flag.Int64Var(&o.largeFile, "large", 6<<30, "`bytes` of the large file")
 	flag.IntVar(&o.smallFiles, "files", 52_429, "`number` of small files")
 	flag.Int64Var(&o.smallSize, "size", 40<<10, "`bytes` of each small file")
+	flag.IntVar(&o.layers, "layers", 1, "`number` of layers")
 	flag.Parse()
 	how, ok := map[string]ocilayout.Compression{
 		"gzip": ocilayout.Gzip, "zstd": ocilayout.Zstd, "none": ocilayout.None,
 	}[*compression]
-	if flag.NArg() != 1 || !ok {
+	if flag.NArg() != 1 || !ok || o.layers < 1 {
 		fmt.Fprintln(os.Stderr, "usage: bigimage [options] LAYOUT")
 		flag.PrintDefaults()
 		os.Exit(125)
@@ -54,16 +56,27 @@ func write(layout string, how ocilayout.Compression, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := w.AddLayer(how, func(tw *tar.Writer) error { return writeLayer(tw, o) }); err != nil {
-		return err
+	content := newContent()
+	for layer := range o.layers {
+		err := w.AddLayer(how, func(tw *tar.Writer) error {
+			if layer == 0 {
+				if err := content.writeBase(tw, o.largeFile); err != nil {
+					return err
+				}
+			}
+			first := o.smallFiles * layer / o.layers
+			return content.writeSmall(tw, first, o.smallFiles*(layer+1)/o.layers, o.smallSize)
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return w.Finish("big", v1.ImageConfig{})
 }
 
-// writeLayer is a tree that can be a boot image: /usr, /boot and /sysroot, a
-// kernel where bootc has it.
-func writeLayer(tw *tar.Writer, o options) error {
-	content := newContent()
+// writeBase writes a tree that can be a boot image: /usr, /boot and /sysroot, a
+// kernel where bootc has it, and the large file.
+func (c *contentWriter) writeBase(tw *tar.Writer, largeFile int64) error {
 	const modules = "usr/lib/modules/6.12.0-big"
 	for _, name := range []string{"boot", "run", "sysroot", "usr", "usr/lib", "usr/lib/modules", modules, "usr/share"} {
 		if err := writeDir(tw, name); err != nil {
@@ -71,22 +84,24 @@ func writeLayer(tw *tar.Writer, o options) error {
 		}
 	}
 	for name, size := range map[string]int64{modules + "/vmlinuz": 12 << 20, modules + "/initramfs.img": 40 << 20} {
-		if err := content.writeFile(tw, name, size); err != nil {
+		if err := c.writeFile(tw, name, size); err != nil {
 			return err
 		}
 	}
-	if err := content.writeFile(tw, "usr/lib/large", o.largeFile); err != nil {
-		return err
-	}
-	for i := range o.smallFiles {
-		const perDir = 500
+	return c.writeFile(tw, "usr/lib/large", largeFile)
+}
+
+// writeSmall writes the small files from first up to end.
+func (c *contentWriter) writeSmall(tw *tar.Writer, first, end int, size int64) error {
+	const perDir = 500
+	for i := first; i < end; i++ {
 		dir := fmt.Sprintf("usr/share/%03d", i/perDir)
-		if i%perDir == 0 {
+		if i == first || i%perDir == 0 {
 			if err := writeDir(tw, dir); err != nil {
 				return err
 			}
 		}
-		if err := content.writeFile(tw, fmt.Sprintf("%s/%05d", dir, i), o.smallSize); err != nil {
+		if err := c.writeFile(tw, fmt.Sprintf("%s/%05d", dir, i), size); err != nil {
 			return err
 		}
 	}
