@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"runtime"
 	"slices"
 	"strconv"
@@ -119,7 +120,7 @@ type Checker struct {
 	findings *findings
 	memory   *semaphore.Weighted
 
-	seen      seenObjects
+	facts     objectFacts
 	workFloor int64
 	work      atomic.Int64 // bytes of work that no byte on disk backs
 	allocated atomic.Int64 // bytes that the checked objects have on disk
@@ -148,6 +149,7 @@ func NewChecker(r *Repo, o CheckOptions) *Checker {
 	c := &Checker{
 		repo: r, o: o, workers: o.Workers,
 		findings:   newFindings(o.MaxFindings),
+		facts:      objectFacts{seed: maphash.MakeSeed()},
 		memory:     semaphore.NewWeighted(checkMemory),
 		workFloor:  workFloor,
 		links:      map[string]*linkIndex{},
@@ -181,7 +183,7 @@ func (c *Checker) Run(ctx context.Context) error {
 		c.scope, c.images = map[fsverity.Digest]struct{}{}, map[fsverity.Digest]struct{}{}
 	}
 	for _, step := range []func(context.Context) error{
-		c.checkRoot, c.checkLinks, c.checkTables, c.checkImages, c.checkObjects, c.checkContents,
+		c.checkRoot, c.checkLinks, c.checkTables, c.checkImages, c.checkContents,
 	} {
 		if err := step(ctx); err != nil {
 			return err

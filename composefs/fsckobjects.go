@@ -8,10 +8,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -35,21 +35,10 @@ func newObjectWorker(c *Checker) *objectWorker {
 	return &objectWorker{c: c, hasher: fsverity.NewHasher(c.repo.meta.Algorithm), buffer: make([]byte, 128<<10)}
 }
 
-// seenObjects are objects that exist. Layers and EROFS images name the same
-// ones again and again.
-type seenObjects [fanDirs]struct {
-	mu  sync.Mutex
-	ids map[fsverity.Digest]struct{}
-}
-
-// exists reports whether there is something of an object's name.
+// exists reports whether there is something of an object's name, and counts what
+// it takes on disk.
 func (c *Checker) exists(id fsverity.Digest) (bool, error) {
-	dir, _ := objectName(id)
-	seen := &c.seen[dir]
-	seen.mu.Lock()
-	_, ok := seen.ids[id]
-	seen.mu.Unlock()
-	if ok {
+	if c.facts.has(id, factCounted) {
 		return true, nil
 	}
 	var st unix.Stat_t
@@ -58,45 +47,10 @@ func (c *Checker) exists(id fsverity.Digest) (bool, error) {
 	} else if err != nil {
 		return false, err
 	}
-	seen.mu.Lock()
-	defer seen.mu.Unlock()
-	if seen.ids == nil {
-		seen.ids = map[fsverity.Digest]struct{}{}
-	}
-	if len(seen.ids) < maxRemembered/fanDirs {
-		seen.ids[id] = struct{}{}
+	if c.facts.note(id, factCounted) == claimed {
+		c.allocated.Add(512 * st.Blocks)
 	}
 	return true, nil
-}
-
-// checkObjects checks all objects, or those of a limited check.
-func (c *Checker) checkObjects(ctx context.Context) error {
-	batches := make(chan []fsverity.Digest, 2*c.workers)
-	var group sync.WaitGroup
-	for range c.workers {
-		group.Go(func() {
-			w := newObjectWorker(c)
-			for batch := range batches {
-				for _, id := range batch {
-					if ctx.Err() == nil {
-						w.check(ctx, id)
-					}
-				}
-			}
-		})
-	}
-	b := batcher{to: batches}
-	if c.o.Streams != nil {
-		for id := range c.scope {
-			b.add(id)
-		}
-	} else {
-		c.listObjects(ctx, &b)
-	}
-	b.flush()
-	close(batches)
-	group.Wait()
-	return nil
 }
 
 // batcher hands objects over in batches.
@@ -209,74 +163,94 @@ func (c *Checker) objectID(fan int, name string) (fsverity.Digest, bool) {
 	return id, err == nil
 }
 
-// check checks one object.
+// check checks an object, if nobody else has or does.
 func (w *objectWorker) check(ctx context.Context, id fsverity.Digest) {
 	c := w.c
-	path := objectsName + "/" + id.ObjectPath()
-	bad := func(kind Kind, format string, args ...any) {
-		c.Counts.ObjectsDamaged.Add(1)
-		c.damage(id, kind)
-		c.Report(Finding{Kind: kind, Path: path, Object: id, Message: fmt.Sprintf(format, args...)})
-		if kind == ObjectDigestMismatch || kind == ObjectVerityFailed {
-			c.dropFix(id, path)
-		}
+	if c.facts.claim(id) == taken {
+		return
 	}
 	var st unix.Stat_t
 	err := c.repo.lookup(id, &st)
 	if errors.Is(err, fs.ErrNotExist) {
 		return // whoever needs it has been told
 	}
-	c.Counts.ObjectsChecked.Add(1)
 	if err != nil {
-		bad(ObjectOpenFailed, "%v", err)
+		c.Counts.ObjectsChecked.Add(1)
+		c.reportObject(id, ObjectOpenFailed, "%v", err)
 		return
 	}
+	w.examine(ctx, id, &st, nil)
+}
+
+// reportObject reports a damaged object.
+func (c *Checker) reportObject(id fsverity.Digest, kind Kind, format string, args ...any) {
+	path := objectsName + "/" + id.ObjectPath()
+	c.Counts.ObjectsDamaged.Add(1)
+	c.damage(id, kind)
+	c.Report(Finding{Kind: kind, Path: path, Object: id, Message: fmt.Sprintf(format, args...)})
+	if kind == ObjectDigestMismatch || kind == ObjectVerityFailed {
+		c.dropFix(id, path)
+	}
+}
+
+// examine checks an object that the caller has claimed and looked up. What it
+// reads goes to sink, too, if there is one. It returns whether the object is
+// good, which without a sink nobody needs to know.
+func (w *objectWorker) examine(ctx context.Context, id fsverity.Digest, st *unix.Stat_t, sink io.Writer) (good bool) {
+	c := w.c
+	path := objectsName + "/" + id.ObjectPath()
+	bad := func(kind Kind, format string, args ...any) bool {
+		c.reportObject(id, kind, format, args...)
+		return false
+	}
+	c.Counts.ObjectsChecked.Add(1)
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		bad(ObjectNotRegular, "it is not a regular file")
-		return
+		return bad(ObjectNotRegular, "it is not a regular file")
 	}
-	c.checkAttributes(path, &st)
-	c.allocated.Add(512 * st.Blocks)
+	c.checkAttributes(path, st)
+	if !c.facts.has(id, factCounted) {
+		c.allocated.Add(512 * st.Blocks)
+	}
 	if st.Size == 0 && id != c.repo.emptyID {
-		bad(ObjectDigestMismatch, "it is empty")
-		return
+		return bad(ObjectDigestMismatch, "it is empty")
 	}
 	read := !c.o.Quick && !c.knownGood(id)
 	if !read && c.repo.noVerity.Load() {
-		return
+		return true
 	}
-	f, err := c.repo.openRegular(id)
+	fd, err := c.repo.openDescriptor(id)
 	if err != nil {
-		bad(ObjectOpenFailed, "%v", err)
-		return
+		return bad(ObjectOpenFailed, "%v", err)
 	}
-	defer f.Close() // read-only
-	sealed, err := c.measure(f, id)
+	sealed := false
+	if c.repo.noVerity.Load() {
+		defer unix.Close(fd)
+	} else {
+		f := os.NewFile(uintptr(fd), c.repo.path+"/"+path)
+		defer f.Close() // read-only
+		sealed, err = c.measure(f, id)
+	}
 	switch {
 	case errors.Is(err, ErrIntegrity):
-		bad(ObjectDigestMismatch, "%v", err)
-		return
+		return bad(ObjectDigestMismatch, "%v", err)
 	case err != nil:
-		bad(ObjectVerityFailed, "%v", err)
-		return
+		return bad(ObjectVerityFailed, "%v", err)
 	}
 	unsealed := !sealed && c.repo.enforce
 	if read {
 		if !c.charge(st.Size - 512*st.Blocks) {
 			c.damage(id, LimitExceeded)
 			c.report(LimitExceeded, Error, path, "%d of its %d bytes are holes; its content was not checked", st.Size-512*st.Blocks, st.Size)
-			return
+			return false
 		}
-		got, err := w.read(ctx, f, st.Size, sealed)
+		got, err := w.read(ctx, fd, st.Size, sealed, sink)
 		switch {
 		case ctx.Err() != nil:
-			return
+			return false
 		case err != nil:
-			bad(ObjectVerityFailed, "read: %v", err)
-			return
+			return bad(ObjectVerityFailed, "read: %v", err)
 		case !sealed && got != id:
-			bad(ObjectDigestMismatch, "its content has digest %s", got)
-			return
+			return bad(ObjectDigestMismatch, "its content has digest %s", got)
 		}
 	}
 	if unsealed {
@@ -290,6 +264,7 @@ func (w *objectWorker) check(ctx context.Context, id fsverity.Digest) {
 			c.fix(stageSeal, path, "enabled fs-verity", func(context.Context) error { return c.repo.seal(id) })
 		}
 	}
+	return !unsealed
 }
 
 // knownGood reports whether the round before has read an object and found it
@@ -326,18 +301,14 @@ func (c *Checker) measure(f *os.File, id fsverity.Digest) (sealed bool, err erro
 
 // read reads an object of size bytes and returns its digest. Of a sealed one
 // the kernel verifies the content while it is read, and the digest is not
-// computed.
-func (w *objectWorker) read(ctx context.Context, f *os.File, size int64, sealed bool) (fsverity.Digest, error) {
+// computed. What is read goes to sink, too, if there is one.
+func (w *objectWorker) read(ctx context.Context, fd int, size int64, sealed bool, sink io.Writer) (fsverity.Digest, error) {
 	w.hasher.Reset()
-	fd := int(f.Fd())
 	for size > 0 {
 		if ctx.Err() != nil {
 			return fsverity.Digest{}, context.Cause(ctx)
 		}
-		n, err := unix.Read(fd, w.buffer[:min(size, int64(len(w.buffer)))])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		n, err := readDescriptor(fd, w.buffer[:min(size, int64(len(w.buffer)))])
 		if err != nil {
 			return fsverity.Digest{}, err
 		}
@@ -349,9 +320,23 @@ func (w *objectWorker) read(ctx context.Context, f *os.File, size int64, sealed 
 		if !sealed {
 			w.hasher.Write(w.buffer[:n]) // fails only after Sum
 		}
+		if sink != nil {
+			if _, err := sink.Write(w.buffer[:n]); err != nil {
+				return fsverity.Digest{}, err
+			}
+		}
 	}
 	if sealed {
 		return fsverity.Digest{}, nil
 	}
 	return w.hasher.Sum(), nil
+}
+
+// readDescriptor is read(2), until no signal interrupts it.
+func readDescriptor(fd int, b []byte) (n int, err error) {
+	err = retry(func() (err error) {
+		n, err = unix.Read(fd, b)
+		return err
+	})
+	return n, err
 }

@@ -75,7 +75,7 @@ func (c *Checker) StreamDigest(ctx context.Context, id fsverity.Digest) ([sha256
 		return [sha256.Size]byte{}, err
 	}
 	wants := []nameRule{{rule: StreamRule{SHA256: new([sha256.Size]byte)}}}
-	sum, err := c.reassemble(ctx, rd, wants, true)
+	sum, err := c.reassemble(ctx, rd, reassembly{wants: wants, whole: true})
 	return sum.sum, err
 }
 

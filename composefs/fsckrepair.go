@@ -149,7 +149,7 @@ func (c *Checker) dropObject(ctx context.Context, id fsverity.Digest) error {
 	sealed, err := c.measure(f, id)
 	if err == nil {
 		w := newObjectWorker(c)
-		got, err := w.read(ctx, f, info.Size(), sealed)
+		got, err := w.read(ctx, int(f.Fd()), info.Size(), sealed, nil)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

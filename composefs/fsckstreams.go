@@ -5,15 +5,10 @@ package composefs
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
 	"fmt"
-	"hash"
-	"io"
 	"math"
 	"os"
 	"slices"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -30,6 +25,9 @@ type streamItem struct {
 	open    bool              // its tables could be read
 	missing bool              // an object of its table is missing
 	next    []fsverity.Digest // streams that it names and no link leads to
+
+	sum streamSum // of the reassembly, if err is nil
+	err error     // of the decoder
 }
 
 // path is where the stream is found.
@@ -178,17 +176,26 @@ func (r *Repo) openUnchecked(id fsverity.Digest) (*os.File, error) {
 
 // openRegular is openUnchecked for an object that was looked up.
 func (r *Repo) openRegular(id fsverity.Digest) (*os.File, error) {
-	dir, name := objectName(id)
-	dirfd, err := r.fanDir(dir, false)
+	fd, err := r.openDescriptor(id)
 	if err != nil {
 		return nil, err
 	}
-	path := "objects/" + id.ObjectPath()
-	fd, err := openBeneath(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	return os.NewFile(uintptr(fd), r.path+"/objects/"+id.ObjectPath()), nil
+}
+
+// openDescriptor is openRegular without what an os.File costs, which for small
+// objects is more than to read them.
+func (r *Repo) openDescriptor(id fsverity.Digest) (fd int, err error) {
+	dir, name := objectName(id)
+	dirfd, err := r.fanDir(dir, false)
 	if err != nil {
-		return nil, r.pathError("open", path, err)
+		return -1, err
 	}
-	return os.NewFile(uintptr(fd), r.path+"/"+path), nil
+	fd, err = openBeneath(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, r.pathError("open", "objects/"+id.ObjectPath(), err)
+	}
+	return fd, nil
 }
 
 // reserve takes memory for a file of that size and what is made of it.
@@ -343,291 +350,4 @@ func (c *Checker) inScope(id fsverity.Digest) {
 	c.mu.Lock()
 	c.scope[id] = struct{}{}
 	c.mu.Unlock()
-}
-
-// streamSum is what the reassembly of a stream gave.
-type streamSum struct {
-	sum [sha256.Size]byte
-	// padded is how many zero bytes more give a digest that a name promises.
-	padded map[[sha256.Size]byte]int
-}
-
-// checkContents decodes the chunks of all streams, and reassembles those whose
-// name promises a digest.
-func (c *Checker) checkContents(ctx context.Context) error {
-	return parallel(ctx, min(c.workers, streamWorkers), len(c.streams), func(i int) { c.checkContent(ctx, c.streams[i]) })
-}
-
-func (c *Checker) checkContent(ctx context.Context, s *streamItem) {
-	if !s.open {
-		return
-	}
-	release, err := c.reserve(ctx, s.bytes)
-	if err != nil {
-		return // the check ends
-	}
-	defer release()
-	f, o, err := c.openItem(s)
-	if err != nil {
-		return // it was readable before, and has been replaced since
-	}
-	defer f.Close() // read-only
-	rd, err := splitstream.NewReader(f, s.bytes, o)
-	if err != nil {
-		return
-	}
-	whole := !c.noteUsers(s, rd) && !s.missing
-	if !whole {
-		c.taint(s.id)
-	}
-
-	bad := func(kind Kind, severity Severity, name, format string, args ...any) {
-		if severity == Error {
-			c.Counts.StreamsDamaged.Add(1)
-			c.taint(s.id)
-		}
-		finding := Finding{Kind: kind, Severity: severity, Path: s.path(), Object: s.id, Stream: name, Message: fmt.Sprintf(format, args...)}
-		if name != "" {
-			finding.Path = streamsDir + "/" + name
-		}
-		c.Report(finding)
-	}
-	var wants []nameRule
-	for _, name := range s.names {
-		if rule := c.rule(name); rule.SHA256 != nil && !c.o.Quick && whole {
-			wants = append(wants, nameRule{name, rule})
-		}
-	}
-	c.mu.Lock()
-	sum, known := c.sums[s.id]
-	c.mu.Unlock()
-	if !known || len(wants) == 0 {
-		if sum, err = c.reassemble(ctx, rd, wants, whole); err != nil {
-			kind := StreamReadFailed
-			switch {
-			case ctx.Err() != nil:
-				return
-			case errors.Is(err, errTooMuch):
-				kind = LimitExceeded
-			case errors.Is(err, errSize):
-				kind = StreamSizeMismatch
-			}
-			name := ""
-			if len(s.names) > 0 {
-				name = s.names[0]
-			}
-			bad(kind, Error, name, "%v", err)
-			return
-		}
-		if len(wants) > 0 {
-			c.mu.Lock()
-			remember(c.sums, s.id, sum)
-			c.mu.Unlock()
-		}
-	}
-	for _, w := range wants {
-		if *w.rule.SHA256 == sum.sum {
-			continue
-		}
-		if n := sum.padded[*w.rule.SHA256]; n > 0 {
-			bad(w.rule.Padding, Warning, w.name, "the last %d zero bytes of the archive are missing: an old release of composefs-rs wrote it", n)
-		} else {
-			bad(w.rule.Mismatch, Error, w.name, "its content has digest sha256:%x", sum.sum)
-		}
-	}
-}
-
-// nameRule is what one name of a stream promises.
-type nameRule struct {
-	name string
-	rule StreamRule
-}
-
-// noteUsers notes that a stream uses damaged objects, and whether it does.
-func (c *Checker) noteUsers(s *streamItem, rd *splitstream.Reader) bool {
-	c.mu.Lock()
-	none := len(c.damaged) == 0
-	c.mu.Unlock()
-	if none {
-		return false
-	}
-	found := false
-	for _, id := range rd.ObjectRefs() {
-		if c.Damaged(id) {
-			c.usedBy(id, s.name())
-			found = true
-		}
-	}
-	return found
-}
-
-var (
-	errTooMuch = errors.New("it expands to more than a check reads; it was not checked")
-	errSize    = errors.New("its parts do not add up to the size that it says")
-)
-
-// maxPadding is the most zero bytes that are tried at the end of an archive:
-// archives are padded to records, usually of 10 KiB.
-const (
-	maxPadding  = 64 << 10
-	paddingStep = 512
-)
-
-// reassembly adds up a stream.
-type reassembly struct {
-	c      *Checker
-	left   uint64 // of the size that the stream says
-	empty  int    // chunks without a byte
-	sum    io.Writer
-	buffer []byte
-}
-
-var reassemblyBuffers = sync.Pool{New: func() any { b := make([]byte, 128<<10); return &b }}
-
-// reassemble decodes the chunks and checks that they add up, if all objects
-// are there (whole). If a name promises a digest it reads the objects, too, and
-// returns the digest.
-func (c *Checker) reassemble(ctx context.Context, rd *splitstream.Reader, wants []nameRule, whole bool) (streamSum, error) {
-	chunks, err := rd.Chunks()
-	if err != nil {
-		return streamSum{}, err
-	}
-	defer chunks.Close()
-	buffer := reassemblyBuffers.Get().(*[]byte)
-	defer reassemblyBuffers.Put(buffer)
-	h := sha256.New()
-	a := reassembly{c: c, left: rd.Size(), buffer: *buffer, sum: io.Discard}
-	if len(wants) > 0 {
-		a.sum = h
-	}
-	for {
-		chunk, err := chunks.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err == nil && ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		if err == nil && chunk.Inline {
-			err = a.inline(chunk.Length, chunks)
-		} else if err == nil {
-			err = a.external(ctx, chunk.Object, len(wants) > 0, whole)
-		}
-		if err != nil {
-			return streamSum{}, err
-		}
-	}
-	if whole && a.left != 0 {
-		return streamSum{}, fmt.Errorf("%w: it says %d bytes, and %d are missing", errSize, rd.Size(), a.left)
-	}
-	if len(wants) == 0 {
-		return streamSum{}, nil
-	}
-	out := streamSum{sum: [sha256.Size]byte(h.Sum(nil)), padded: map[[sha256.Size]byte]int{}}
-	for _, w := range wants {
-		if w.rule.Padding != "" && *w.rule.SHA256 != out.sum {
-			out.padded[*w.rule.SHA256] = 0
-		}
-	}
-	if len(out.padded) > 0 {
-		findPadding(h, out.padded)
-	}
-	return out, nil
-}
-
-// findPadding notes how many zero bytes are to be added to give a digest.
-func findPadding(sum hash.Hash, padded map[[sha256.Size]byte]int) {
-	var zeros [paddingStep]byte
-	for n := paddingStep; n <= maxPadding; n += paddingStep {
-		sum.Write(zeros[:]) // a hash takes every write
-		key := [sha256.Size]byte(sum.Sum(nil))
-		if _, wanted := padded[key]; wanted {
-			padded[key] = n
-		}
-	}
-}
-
-// take accounts for n bytes of the stream.
-func (a *reassembly) take(n uint64) error {
-	if n > a.left {
-		return fmt.Errorf("%w: there is more", errSize)
-	}
-	a.left -= n
-	return nil
-}
-
-func (a *reassembly) inline(n uint64, chunks *splitstream.ChunkReader) error {
-	if err := a.take(n); err != nil {
-		return err
-	}
-	for n > 0 {
-		part := min(n, uint64(len(a.buffer)))
-		if !a.c.charge(int64(part)) {
-			return errTooMuch
-		}
-		m, err := io.ReadFull(chunks, a.buffer[:part])
-		if err != nil {
-			return err
-		}
-		a.sum.Write(a.buffer[:m]) // a hash takes every write
-		n -= part
-	}
-	return nil
-}
-
-// maxEmpty bounds the chunks that add nothing to a stream, which so could go
-// on for ever.
-const maxEmpty = 1024
-
-func (a *reassembly) external(ctx context.Context, id fsverity.Digest, read, whole bool) error {
-	if !whole {
-		// Nothing can be added up, but the work must end.
-		if !a.c.charge(paddingStep) {
-			return errTooMuch
-		}
-		return nil
-	}
-	var st unix.Stat_t
-	if err := a.c.repo.lookup(id, &st); err != nil {
-		return fmt.Errorf("object %s: %w", id, err)
-	}
-	if st.Size == 0 {
-		if a.empty++; a.empty > maxEmpty {
-			return fmt.Errorf("%w: more than %d of them have no bytes", errSize, maxEmpty)
-		}
-		return nil
-	}
-	if err := a.take(uint64(st.Size)); err != nil {
-		return err
-	}
-	if !read {
-		if !a.c.charge(1) {
-			return errTooMuch
-		}
-		return nil
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("object %s: %w: it is not a regular file", id, ErrIntegrity)
-	}
-	f, err := a.c.repo.openRegular(id)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // read-only
-	if !a.c.charge(st.Size) {
-		return errTooMuch
-	}
-	left := st.Size
-	for left > 0 {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		n := min(left, int64(len(a.buffer)))
-		if _, err := io.ReadFull(f, a.buffer[:n]); err != nil {
-			return fmt.Errorf("object %s: %w", id, err)
-		}
-		a.sum.Write(a.buffer[:n]) // a hash takes every write
-		left -= n
-	}
-	return nil
 }
