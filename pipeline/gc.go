@@ -15,6 +15,7 @@ import (
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/bootc"
+	"github.com/cfs-pull/cfs-pull/composefs/mount"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
 	"github.com/cfs-pull/cfs-pull/fsverity"
 )
@@ -70,6 +71,8 @@ type GCResult struct {
 	Upgraded *Upgrade `json:"upgraded,omitempty"`
 	// Deployments are those of bootc, whose images stay.
 	Deployments []GCDeployment `json:"deployments"`
+	// Mounted are EROFS images that stay because they are mounted.
+	Mounted []fsverity.Digest `json:"mounted"`
 	// TagsCreated are tags of bootc that deployments lacked.
 	TagsCreated []string  `json:"tagsCreated"`
 	Removed     GCRemoved `json:"removed"`
@@ -109,7 +112,7 @@ type GCDeployment struct {
 // NewGCResult is the result of a collection that has done nothing yet.
 func NewGCResult() *GCResult {
 	return &GCResult{
-		APIVersion: APIVersion, Deployments: []GCDeployment{}, TagsCreated: []string{}, Warnings: []string{},
+		APIVersion: APIVersion, Deployments: []GCDeployment{}, Mounted: []fsverity.Digest{}, TagsCreated: []string{}, Warnings: []string{},
 		Removed: GCRemoved{
 			Tags: []string{}, Refs: []composefs.DroppedRef{}, Streams: []string{}, Images: []string{}, Temporaries: []string{},
 		},
@@ -120,6 +123,8 @@ func NewGCResult() *GCResult {
 // first removes the tags of bootc that no deployment needs, and creates those
 // that deployments lack. Other tags are never touched. The Result is never
 // nil; it holds what is known when an error is returned.
+//
+// EROFS images that are mounted stay, with their objects.
 //
 // Nothing at all is removed unless everything that is in use is known:
 // deployments that cannot be read, or whose images cannot be found, are errors.
@@ -228,6 +233,9 @@ func (c *collection) collect(ctx context.Context) error {
 	if err := c.keepDeployments(); err != nil {
 		return err
 	}
+	if err := c.keepMounted(); err != nil {
+		return err
+	}
 	removed, err := oci.CollectGarbage(ctx, c.repo, c.options)
 	if removed != nil {
 		c.report(removed)
@@ -262,6 +270,28 @@ func (c *collection) keepNamed() error {
 			return &KeepError{Reference: name, Err: errors.New("it leads to nothing")}
 		}
 		c.options.Keep = append(c.options.Keep, name)
+	}
+	return nil
+}
+
+// keepMounted keeps the files of what is mounted. It is not said which tag that
+// was, so nothing but the EROFS image and what that refers to stays.
+func (c *collection) keepMounted() error {
+	ids, err := mount.Mounted(c.repo)
+	if err != nil {
+		return fmt.Errorf("find out what is mounted: %w; nothing was removed", err)
+	}
+	for _, id := range ids {
+		_, err := c.repo.ImageID(id.String())
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // of another repository, or lost already
+		}
+		if err != nil {
+			return fmt.Errorf("mounted image %s: %w", id, err)
+		}
+		c.Log.Info("kept a mounted image", "image", id.String())
+		c.result.Mounted = append(c.result.Mounted, id)
+		c.options.Keep = append(c.options.Keep, id.String())
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ package pipeline_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,10 @@ import (
 
 	"github.com/cfs-pull/cfs-pull/composefs"
 	"github.com/cfs-pull/cfs-pull/composefs/bootc"
+	"github.com/cfs-pull/cfs-pull/composefs/mount"
 	"github.com/cfs-pull/cfs-pull/composefs/oci"
+	"github.com/cfs-pull/cfs-pull/fsverity"
+	"github.com/cfs-pull/cfs-pull/internal/loopfs"
 	"github.com/cfs-pull/cfs-pull/internal/testutil"
 	"github.com/cfs-pull/cfs-pull/pipeline"
 )
@@ -444,6 +448,83 @@ func TestGCKeep(t *testing.T) {
 	if len(got.Removed.Images) != 5 { // two of two images, and the plain one of special
 		t.Errorf("removed images %v", got.Removed.Images)
 	}
+}
+
+// The files of what is mounted stay, though nothing in the repository says that
+// it is; what is mounted of another repository does not matter.
+func TestGCKeepsMounted(t *testing.T) {
+	testutil.RequireRoot(t)
+	dir := t.TempDir()
+	target := filepath.Join(dir, "target")
+	if err := os.Mkdir(target, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var image fsverity.Digest
+	mounted, other := filepath.Join(dir, `mounted, with\octal 040`), filepath.Join(dir, "other")
+	for _, path := range []string{mounted, other} {
+		o := pullOptions(path, "oci:"+filepath.Join(ociVectors(t), "layout")+":layers")
+		o.Init = true
+		image = mustPull(t, o).Image.ID
+		if err := os.RemoveAll(filepath.Join(path, "streams/refs")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gc := func(repo string, want ...fsverity.Digest) *pipeline.GCResult {
+		t.Helper()
+		got, err := pipeline.GC(t.Context(), pipeline.GCOptions{Repo: repo, LockTimeout: -1, Bootc: bootc.Options{RunDir: dir, Cmdline: os.DevNull}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got.Mounted, want) {
+			t.Errorf("kept as mounted: %v, want %v", got.Mounted, want)
+		}
+		return got
+	}
+	repo, err := composefs.Open(t.Context(), mounted, composefs.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(mount.Image(repo, image, target, mount.Options{}), repo.Close()); err != nil {
+		t.Fatal(err)
+	}
+	unmounted := false
+	defer func() {
+		if !unmounted {
+			loopfs.Unmount(t, target)
+		}
+	}()
+	gc(mounted, image)
+	gc(other)
+	if left := objectFiles(t, other); len(left) > 0 {
+		t.Errorf("the repository that nothing is mounted of has %v", left)
+	}
+	read := 0
+	err = filepath.WalkDir(target, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			read++
+			_, err = os.ReadFile(path)
+		}
+		return err
+	})
+	if err != nil || read == 0 {
+		t.Errorf("read %d files of the mounted image: %v", read, err)
+	}
+	loopfs.Unmount(t, target)
+	unmounted = true
+	gc(mounted)
+	if left := objectFiles(t, mounted); len(left) > 0 {
+		t.Errorf("after unmounting the repository has %v", left)
+	}
+}
+
+// objectFiles are the objects of a repository.
+func objectFiles(t *testing.T, repo string) []string {
+	t.Helper()
+	files, err := fs.Glob(os.DirFS(repo), "objects/??/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
 }
 
 // An old repository is upgraded first, by a dry run too, and only what the

@@ -36,7 +36,8 @@ func newGCCommand() *cobra.Command {
 		Aliases: []string{"prune"},
 		Short:   "Remove what no tag and no deployment needs",
 		Long: `Remove from a repository what no tag, no other ref and no deployment of bootc
-needs: objects, links, and temporary files that crashes left.
+needs: objects, links, and temporary files that crashes left. The files of EROFS
+images that are mounted, as far as this process sees mounts, stay as well.
 
 With --sysroot, on a system whose deployments bootc keeps below state/deploy,
 tags localhost/bootc-<manifest digest> that no deployment needs are removed

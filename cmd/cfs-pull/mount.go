@@ -46,7 +46,8 @@ not have the right fs-verity digest.
 
 The mount is read-only, unless --read-write names a directory for changes. Set-user-ID
 programs and device nodes work as on a root file system; --nosuid, --nodev and --noexec
-take that away. While it is mounted, something must keep the image: a tag, or a ref.
+take that away. While it is mounted, something must keep the image: a tag, or a ref;
+"cfs-pull gc" keeps what it sees mounted, garbage collection of other programs does not.
 ` + referenceHelp + exitHelp,
 		Args:                  usageArgs(2, "a reference and a directory"),
 		DisableFlagsInUseLine: true,

@@ -66,7 +66,7 @@ type mounter struct {
 // target, which must not be a symbolic link. An image whose content does not
 // have that digest is [composefs.ErrIntegrity]. The mount needs the repository
 // for as long as it lives, but no lock of it: what keeps the files from being
-// collected is a tag or a ref.
+// collected is a tag or a ref, or [Mounted].
 func Image(repo *composefs.Repo, id fsverity.Digest, target string, o Options) error {
 	return (&mounter{}).image(repo, id, target, o)
 }
