@@ -485,6 +485,22 @@ func TestFsckReadError(t *testing.T) {
 	}
 }
 
+// TestFsckOpenError has an object that is there and cannot be opened: somebody
+// has a lease on it.
+func TestFsckOpenError(t *testing.T) {
+	c := newChecked(t, insecureRepo(t))
+	must(t, os.Chmod(c.object(c.b), 0o644))
+	f := check(os.OpenFile(c.object(c.b), os.O_RDWR, 0))(t)
+	defer f.Close()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skipf("the file system has no leases: %v", err)
+	}
+	_, got := c.runCheck(t, CheckOptions{})
+	if want := []string{"object-open-failed objects/<b>"}; !slices.Equal(got, want) {
+		t.Errorf("findings %v, want %v", got, want)
+	}
+}
+
 // TestFsckHelp makes sure that no finding leaves its reader alone.
 func TestFsckHelp(t *testing.T) {
 	kinds := map[Kind]bool{}
