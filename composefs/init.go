@@ -46,6 +46,22 @@ func Init(ctx context.Context, path string, o InitOptions) (created bool, err er
 }
 
 func create(ctx context.Context, path string, o InitOptions, v verity) (created bool, err error) {
+	if err := o.complete(); err != nil {
+		return false, fmt.Errorf("create repository %s: %w", path, err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, fmt.Errorf("create repository: %w", err)
+	}
+	r, err := openLocked(ctx, path, o.LockTimeout, v)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	return r.initMeta(o)
+}
+
+// complete puts the defaults in and checks what was given.
+func (o *InitOptions) complete() error {
 	if o.Algorithm == 0 {
 		o.Algorithm = fsverity.SHA512
 	}
@@ -53,28 +69,22 @@ func create(ctx context.Context, path string, o InitOptions, v verity) (created 
 		o.Formats.Default = erofs.V1
 	}
 	if !o.Algorithm.Valid() {
-		return false, fmt.Errorf("create repository %s: algorithm %d is not known", path, o.Algorithm)
+		return fmt.Errorf("algorithm %d is not known", o.Algorithm)
 	}
 	for _, v := range o.Formats.Versions() {
 		if !v.Valid() {
-			return false, fmt.Errorf("create repository %s: EROFS format %d is not known", path, v)
+			return fmt.Errorf("EROFS format %d is not known", v)
 		}
 	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return false, fmt.Errorf("create repository: %w", err)
+	return nil
+}
+
+// protection is the algorithm of the fs-verity that meta.json gets; 0 for none.
+func (o *InitOptions) protection() fsverity.Algorithm {
+	if o.AllowMissingVerity {
+		return 0
 	}
-	root, err := openRoot(path)
-	if err != nil {
-		return false, err
-	}
-	lock, err := locks.acquire(ctx, root, path, o.LockTimeout)
-	if err != nil {
-		root.Close() // a directory
-		return false, err
-	}
-	r := newRepo(path, root, lock, v)
-	defer func() { err = errors.Join(err, r.Close()) }()
-	return r.initMeta(o)
+	return o.Algorithm
 }
 
 func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
@@ -87,13 +97,9 @@ func (r *Repo) initMeta(o InitOptions) (created bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	var protect fsverity.Algorithm
-	if !o.AllowMissingVerity {
-		protect = o.Algorithm
-	}
 	// An existing directory may be open to others. It is not touched before
 	// it is clear that it can be a repository.
-	err = r.linkMeta(text, protect, func() error {
+	err = r.linkMeta(text, o.protection(), func() error {
 		if err := r.root.Chmod(0o700); err != nil {
 			return fmt.Errorf("close directory to others: %w", err)
 		}
@@ -131,32 +137,55 @@ func (r *Repo) compareMeta(want Meta) (different, err error) {
 	return nil, nil
 }
 
-// linkMeta writes meta.json aside, gives it fs-verity unless alg is 0, and
-// only then, when last has been called too, its name.
+// linkMeta prepares meta.json and, when last has been called too, gives it its
+// name.
 func (r *Repo) linkMeta(text []byte, alg fsverity.Algorithm, last func() error) error {
-	f, name, err := r.writeMeta(text)
-	if name != "" {
-		defer unix.Unlinkat(r.rootfd(), name, 0) // gone already on success
-	}
+	f, name, err := r.prepareMeta(text, alg)
 	if err != nil {
 		return err
 	}
-	defer f.Close() // read-only
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync meta.json: %w", err)
-	}
-	if alg != 0 {
-		if err := r.verity.enable(f, alg); err != nil {
-			return r.verityError(err)
-		}
-		if _, err := r.verity.measure(f, alg); err != nil {
-			return r.verityError(err)
-		}
-	}
+	defer r.dropMeta(f, name)
 	if err := last(); err != nil {
 		return err
 	}
 	return r.linkFile(int(f.Fd()), r.rootfd(), name, r.rootfd(), "meta.json")
+}
+
+// prepareMeta writes meta.json aside and gives it fs-verity unless alg is 0.
+// Its temporary name, if it has one, is returned. The caller calls dropMeta.
+func (r *Repo) prepareMeta(text []byte, alg fsverity.Algorithm) (_ *os.File, tmp string, err error) {
+	f, name, err := r.writeMeta(text)
+	defer func() {
+		if err != nil {
+			r.dropMeta(f, name)
+		}
+	}()
+	if err != nil {
+		return nil, "", err
+	}
+	if err := f.Sync(); err != nil {
+		return nil, "", fmt.Errorf("sync meta.json: %w", err)
+	}
+	if alg != 0 {
+		if err := r.verity.enable(f, alg); err != nil {
+			return nil, "", r.verityError(err)
+		}
+		if _, err := r.verity.measure(f, alg); err != nil {
+			return nil, "", r.verityError(err)
+		}
+	}
+	return f, name, nil
+}
+
+// dropMeta closes a prepared meta.json and removes its temporary name, which is
+// gone already if it got the other one.
+func (r *Repo) dropMeta(f *os.File, tmp string) {
+	if f != nil {
+		f.Close() // read-only
+	}
+	if tmp != "" {
+		unix.Unlinkat(r.rootfd(), tmp, 0) // what stays is left to garbage collection
+	}
 }
 
 // writeMeta writes a file in the root, whose temporary name, if it has one, is

@@ -97,16 +97,10 @@ func Open(ctx context.Context, path string, o OpenOptions) (*Repo, error) {
 }
 
 func open(ctx context.Context, path string, o OpenOptions, v verity) (*Repo, error) {
-	root, err := openRoot(path)
+	r, err := openLocked(ctx, path, o.LockTimeout, v)
 	if err != nil {
 		return nil, err
 	}
-	lock, err := locks.acquire(ctx, root, path, o.LockTimeout)
-	if err != nil {
-		root.Close() // a directory
-		return nil, err
-	}
-	r := newRepo(path, root, lock, v)
 	err = r.load(o)
 	if o.Upgrade && !o.ReadOnly && errors.Is(err, ErrOldFormat) {
 		if err = r.upgrade(o); err == nil {
@@ -117,6 +111,21 @@ func open(ctx context.Context, path string, o OpenOptions, v verity) (*Repo, err
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
+}
+
+// openLocked opens a directory that may be a repository, or become one, and
+// takes the shared lock. Nothing in it was looked at.
+func openLocked(ctx context.Context, path string, lockTimeout time.Duration, v verity) (*Repo, error) {
+	root, err := openRoot(path)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := locks.acquire(ctx, root, path, lockTimeout)
+	if err != nil {
+		root.Close() // a directory
+		return nil, err
+	}
+	return newRepo(path, root, lock, v), nil
 }
 
 func newRepo(path string, root *os.File, lock *processLock, v verity) *Repo {
@@ -190,18 +199,26 @@ func (r *Repo) openMeta() (*os.File, error) {
 }
 
 func readMeta(f *os.File) (Meta, error) {
+	text, err := readMetaText(f)
+	if err != nil {
+		return Meta{}, err
+	}
+	return ParseMeta(text)
+}
+
+func readMetaText(f *os.File) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return Meta{}, fmt.Errorf("read metadata: %w", err)
+		return nil, fmt.Errorf("read metadata: %w", err)
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxMetaSize {
-		return Meta{}, fmt.Errorf("%w: meta.json is not a regular file of at most %d bytes", ErrMeta, maxMetaSize)
+		return nil, fmt.Errorf("%w: meta.json is not a regular file of at most %d bytes", ErrMeta, maxMetaSize)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxMetaSize))
+	text, err := io.ReadAll(io.LimitReader(f, maxMetaSize))
 	if err != nil {
-		return Meta{}, fmt.Errorf("read metadata: %w", err)
+		return nil, fmt.Errorf("read metadata: %w", err)
 	}
-	return ParseMeta(b)
+	return text, nil
 }
 
 func (r *Repo) checkWritable(o OpenOptions) error {

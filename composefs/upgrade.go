@@ -34,6 +34,9 @@ func (r *Repo) upgrade(o OpenOptions) error {
 	if err != nil {
 		return fail(err)
 	}
+	if s.alg == 0 {
+		return fail(fmt.Errorf("%w, and no objects that tell its algorithm; remove its directory objects and create a repository", ErrOldFormat))
+	}
 	text, err := NewMeta(s.alg, FormatConfig{Default: erofs.V1}).Encode()
 	if err != nil {
 		return fail(err)
@@ -59,10 +62,10 @@ func (r *Repo) upgrade(o OpenOptions) error {
 	return nil
 }
 
-// objectSample is what the objects of a repository without meta.json say.
+// objectSample is what the objects of a repository say without its meta.json.
 type objectSample struct {
-	alg              fsverity.Algorithm
-	protected, plain int // with and without fs-verity
+	alg              fsverity.Algorithm // 0: there are no objects
+	protected, plain int                // with and without fs-verity
 }
 
 // errEnough ends the reading of a directory.
@@ -78,9 +81,6 @@ func (r *Repo) sampleObjects() (s objectSample, err error) {
 		if err := r.sampleDir(dir, &s); err != nil {
 			return s, err
 		}
-	}
-	if s.alg == 0 {
-		return s, fmt.Errorf("%w, and no objects that tell its algorithm; remove its directory objects and create a repository", ErrOldFormat)
 	}
 	return s, nil
 }
