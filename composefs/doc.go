@@ -16,7 +16,7 @@
 //	images/refs/<name…>       -> ../…/<hex>     roots of garbage collection
 //	objects/.tmp-object-*     unfinished objects where O_TMPFILE is missing
 //	.symlink-*                unfinished replacement of a link
-//	bootc/.cfs-pull.lock      held by a whole pull or collection, see [LockOperation]
+//	bootc/.cfs-pull.lock      held by a whole pull, collection or reset, see [LockOperation]
 //
 // Other names in the root belong to others and are left alone.
 //
@@ -49,6 +49,12 @@
 // objects, each durably before the next. Under the exclusive lock no object
 // is needed that no ref leads to, since a writer holds the shared lock from
 // the moment it relies on an object until there is a ref.
+//
+// # Reset
+//
+// The settings in meta.json are fixed, since links and objects depend on them.
+// [Reset] removes all links and replaces meta.json, under the exclusive lock
+// and in the same order; the objects become garbage that a pull may use again.
 //
 // # Durability
 //

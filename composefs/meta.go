@@ -57,7 +57,7 @@ func sortedVersions(v []erofs.Version) []erofs.Version {
 }
 
 // Meta is the content of meta.json. Unknown keys are not kept: the file is
-// written once and never changed.
+// written once and never changed, only replaced by [Reset].
 type Meta struct {
 	// Version is the base format, 0 or 1.
 	Version uint32

@@ -23,9 +23,9 @@ const (
 	operationFile = ".cfs-pull.lock"
 )
 
-// LockOperation takes the lock that a pull and a collection of garbage hold
-// from their beginning to their end, so that of two at once the second finds
-// what the first has done. It is a flock(2) of bootc/.cfs-pull.lock in the
+// LockOperation takes the lock that a pull, a collection of garbage and a reset
+// hold from their beginning to their end, so that of two at once the second
+// finds what the first has done. It is a flock(2) of bootc/.cfs-pull.lock in the
 // repository, which composefs-rs and bootc know nothing of: the lock of [Open]
 // is needed beside it. It must be taken before that one; in the opposite order
 // two processes could wait for each other.

@@ -13,7 +13,7 @@ import (
 // skippedInVM are tests for which a kernel with fs-verity makes no difference,
 // and that take their time in an emulated machine.
 const skippedInVM = "Fuzz|Vector|InVM|ReadBack|LinkStreamOnceRace|CloseWhileBusy|" +
-	"CollectGarbage|Upgrade|EachDirent|ParseMeta|ParseLocks|ConcurrentPut/no_|" +
+	"CollectGarbage|Upgrade|Reset(Interrupted|Locks|Plan|Elsewhere|Mount)|EachDirent|ParseMeta|ParseLocks|ConcurrentPut/no_|" +
 	"TestFsck$|Fsck(Help|Users|Only|Padding|Bounded|Cancelled|ReadOnly|Work)"
 
 // TestInVM runs the tests of this package with a kernel and a file system that
@@ -30,7 +30,7 @@ func TestInVM(t *testing.T) {
 		t.Fatalf("%v\n%s", err, result)
 	}
 	t.Log(result.Output)
-	for _, want := range []string{"--- PASS: TestBrokenObjects/secure ", "--- PASS: TestConcurrentPut/secure ", "--- PASS: TestStoreWhileForking/slow", "--- PASS: TestWrongDigest/verity_not_required", "--- PASS: TestFsckSecure/an_object_without_fs-verity"} {
+	for _, want := range []string{"--- PASS: TestBrokenObjects/secure ", "--- PASS: TestConcurrentPut/secure ", "--- PASS: TestStoreWhileForking/slow", "--- PASS: TestWrongDigest/verity_not_required", "--- PASS: TestFsckSecure/an_object_without_fs-verity", "--- PASS: TestResetToSecure "} {
 		if !strings.Contains(result.Output, want) {
 			t.Errorf("the output has no %q:\n%s", want, result)
 		}
