@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -25,10 +26,6 @@ import (
 // namespace of the process has is seen. A mount that does not say where its
 // objects are counts, whatever repository it is of.
 func Mounted(repo *composefs.Repo) ([]fsverity.Digest, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
-	if err != nil {
-		return nil, fmt.Errorf("list mounts: %w", err)
-	}
 	objects, err := repo.OpenObjects()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -37,6 +34,16 @@ func Mounted(repo *composefs.Repo) ([]fsverity.Digest, error) {
 		return nil, err
 	}
 	defer objects.Close() // a directory
+	return MountedWith(objects, repo.Algorithm())
+}
+
+// MountedWith is [Mounted] for a directory of objects, for whoever cannot open
+// the repository.
+func MountedWith(objects *os.File, alg fsverity.Algorithm) ([]fsverity.Digest, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
 	var own unix.Stat_t
 	if err := unix.Fstat(int(objects.Fd()), &own); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", objects.Name(), err)
@@ -47,7 +54,7 @@ func Mounted(repo *composefs.Repo) ([]fsverity.Digest, error) {
 		if !ok || isOther(m.VFSOptions, &own) {
 			continue
 		}
-		if id, err := fsverity.ParseDigest(hex); err == nil && id.Algorithm() == repo.Algorithm() {
+		if id, err := fsverity.ParseDigest(hex); err == nil && id.Algorithm() == alg {
 			found[id] = struct{}{}
 		}
 	}
