@@ -331,8 +331,12 @@ func (c *collection) stateRoot() string {
 	if c.Sysroot != "" {
 		return c.Sysroot
 	}
-	return filepath.Clean(c.Repo) + "/.." // the real one, also where Repo is a link
+	return above(c.Repo)
 }
+
+// above is the directory that a repository lies in, also where its path is a
+// link.
+func above(repo string) string { return filepath.Clean(repo) + "/.." }
 
 // keepDeployments finds what deployments need, and which tags they do not.
 func (c *collection) keepDeployments() error {

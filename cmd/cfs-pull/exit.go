@@ -118,6 +118,8 @@ func classify(err error) failure {
 		return failure{exitUsage, "nothing-to-keep", ""}
 	case is[*composefs.DanglingError](err):
 		return failure{exitIntegrity, "dangling", "they can be removed with --drop-dangling, if nothing is to be kept by them"}
+	case is[*pipeline.NeededError](err):
+		return failure{exitUsage, "needed", "unmount what is mounted; --force removes the images all the same, but until they are pulled again, deployments do not boot"}
 	case errors.Is(err, bootc.ErrState):
 		return failure{exitOther, "deployments", ""}
 	case errors.Is(err, composefs.ErrUndecided) && isAny(err, unix.EIO, unix.EMFILE, unix.ENFILE, unix.ENOMEM):
@@ -131,6 +133,8 @@ func classify(err error) failure {
 	case is[*fetch.IntegrityError](err), errors.Is(err, oci.ErrIntegrity), errors.Is(err, composefs.ErrIntegrity),
 		errors.Is(err, composefs.ErrChanged), is[*cstor.IntegrityError](err), is[*boot.MismatchError](err), is[*damageError](err):
 		return failure{exitIntegrity, "integrity", ""}
+	case errors.Is(err, composefs.ErrResetUnfinished):
+		return failure{exitOther, "unfinished", ""}
 	case errors.Is(err, composefs.ErrLocked):
 		return failure{exitLocked, "locked", "--lock-timeout says how long to wait"}
 	case errors.Is(err, pipeline.ErrNoBootEntries):
@@ -164,7 +168,11 @@ func classifyOpen(err error) failure {
 	case errors.Is(err, composefs.ErrSecure):
 		return failure{exitUsage, "verity-required", "leave out --allow-missing-verity, or insist with --force"}
 	case errors.Is(err, composefs.ErrDifferentMeta):
-		return failure{exitUsage, "different-settings", "settings of a repository cannot be changed; leave the options out, or use another directory"}
+		return failure{exitUsage, "different-settings", "settings of a repository cannot be changed; leave the options out, use another directory, or begin anew with \"cfs-pull init --reset-metadata\", which removes all tags"}
+	case errors.Is(err, composefs.ErrObjectAlgorithm):
+		return failure{exitUsage, "different-settings", "name the algorithm of the objects with --algorithm, or remove the directory objects as well"}
+	case errors.Is(err, composefs.ErrForeign):
+		return failure{exitUsage, "foreign", "move it away; only a repository's own links are removed"}
 	case errors.Is(err, composefs.ErrReadOnly):
 		return failure{exitUsage, "read-only", ""}
 	case errors.Is(err, composefs.ErrOldFormat):
