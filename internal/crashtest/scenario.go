@@ -120,6 +120,15 @@ func Scenarios() []Scenario {
 			Cut:     true, Tags: []string{"os"},
 		},
 		{
+			// What is left of the links is complete; then nothing is.
+			Name: "reset",
+			Before: [][]string{
+				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "os"), pullArgs("repo", imageTwo, "--tag", "new"),
+			},
+			Command: initArgs("repo", "--reset-metadata", "--erofs", "v2"),
+			Cut:     true,
+		},
+		{
 			Name: "upgrade/gc",
 			Before: [][]string{
 				initArgs("repo"), pullArgs("repo", imageOne, "--tag", "other"), pullArgs("repo", imageTwo, "--tag", "os"),
