@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.podman.io/storage/pkg/lockfile"
+	"golang.org/x/sys/unix"
 
 	"github.com/cfs-pull/cfs-pull/internal/filelock"
 )
@@ -24,20 +25,24 @@ import (
 // here polls instead.
 
 // libraryLock is the library's object for a lock file. The table holds each
-// either for reading and writing or for reading only, whoever asked first.
+// either for reading and writing or for reading only, whoever asked first; a
+// file that can only be read is for reading only. One that cannot be opened for
+// another reason is an error, and not asked for in the other way: the library
+// could never write with that object, and its message would not say why.
 func libraryLock(path string, readOnly bool) (*lockfile.LockFile, error) {
 	get, other := lockfile.GetLockFile, lockfile.GetROLockFile
 	if readOnly {
 		get, other = other, get
 	}
 	lock, err := get(path)
-	if err != nil {
-		var second error
-		if lock, second = other(path); second != nil {
-			return nil, err
-		}
+	_, unopened := errors.AsType[*fs.PathError](err)
+	if err == nil || unopened && !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
+		return lock, err
 	}
-	return lock, nil
+	if lock, second := other(path); second == nil {
+		return lock, nil
+	}
+	return nil, err
 }
 
 // lockForReading takes the shared locks of a graph root's records, in the

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -67,6 +69,24 @@ func TestLibraryLocks(t *testing.T) {
 			check(s.Pull(t.Context(), src, PullOptions{MinFree: -1}))(t)
 			checkStore(t, s)
 		})
+	}
+}
+
+// A lock file that cannot be opened for writing now is said to be so, and can be
+// later.
+func TestLibraryLockOpenError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "images.lock")
+	must(t, os.WriteFile(path, check(os.ReadFile(check(exec.LookPath("sleep"))(t)))(t), 0o755))
+	cmd := exec.CommandContext(t.Context(), path, "60")
+	must(t, cmd.Start()) // a program that runs can be read and not written
+	_, err := libraryLock(path, false)
+	if !errors.Is(err, unix.ETXTBSY) || !strings.Contains(err.Error(), path) {
+		t.Errorf("error %v", err)
+	}
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait() // killed
+	if lock := check(libraryLock(path, false))(t); !lock.IsReadWrite() {
+		t.Error("the lock is for reading only")
 	}
 }
 
