@@ -197,8 +197,10 @@ func TestVanished(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// Images of before are not what a pull looks at.
-				if r.Exit == 0 && slices.ContainsFunc(got.BrokenRefs(), isTag(w.Scenario.Tags[0])) {
+				// Images of before are not what a pull looks at, and when only
+				// locks are left to be given back it looks at nothing any more.
+				done := !slices.ContainsFunc(r.Calls[plan.At-1:], func(call string) bool { return call != "flock" })
+				if r.Exit == 0 && !done && slices.ContainsFunc(got.BrokenRefs(), isTag(w.Scenario.Tags[0])) {
 					t.Errorf("at %s: it claims to have succeeded, but %q", r.Calls[plan.At-1], got.BrokenRefs())
 				}
 				if what == "repo" {
