@@ -122,7 +122,8 @@ func classify(err error) failure {
 		return failure{exitUsage, "needed", "unmount what is mounted; --force removes the images all the same, but until they are pulled again, deployments do not boot"}
 	case errors.Is(err, bootc.ErrState):
 		return failure{exitOther, "deployments", ""}
-	case errors.Is(err, composefs.ErrUndecided) && isAny(err, unix.EIO, unix.EMFILE, unix.ENFILE, unix.ENOMEM):
+	case errors.Is(err, composefs.ErrUndecided) && isAny(err, unix.EIO, unix.EUCLEAN, unix.EROFS, unix.EACCES, unix.EPERM,
+		unix.EMFILE, unix.ENFILE, unix.ENOMEM):
 		return failure{exitOther, "undecided", ""} // the repository may be all right
 	case errors.Is(err, composefs.ErrUndecided):
 		return failure{exitIntegrity, "undecided", "pull the image again, or remove its tag; \"cfs-pull fsck\" says what is wrong"}
