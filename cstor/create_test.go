@@ -353,3 +353,17 @@ func TestMountProgram(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// What the library has noted about a kernel that it could not ask does not last.
+func TestRefusalIsForgotten(t *testing.T) {
+	testutil.RequireRoot(t)
+	o := storeOptions(t, t.TempDir())
+	noted := filepath.Join(o.RunRoot, driverDir, "overlay-false")
+	must(t, os.MkdirAll(filepath.Dir(noted), 0o700))
+	must(t, os.WriteFile(noted, []byte("kernel does not support overlay fs: input/output error"), 0o600))
+	s := check(Ensure(t.Context(), o))(t)
+	must(t, s.Close())
+	if _, err := os.Lstat(noted); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the note is still there: %v", err)
+	}
+}

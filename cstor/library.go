@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -77,6 +78,7 @@ func (l *library) open(root string, o Options) (storage.Store, error) {
 		return nil, err
 	}
 	removeProbes(root, o)
+	forgetRefusal(o)
 	options := storage.StoreOptions{
 		GraphRoot:       root,
 		RunRoot:         o.RunRoot,
@@ -147,6 +149,16 @@ func removeProbes(root string, o Options) {
 		if err := removeMounted(path); err != nil {
 			o.Log.Warn("what a killed process has left cannot be removed", "path", path, "error", err)
 		}
+	}
+}
+
+// forgetRefusal makes the library try again whether the kernel has overlayfs. It
+// takes every error of its trial for a no, also that of a disk or a limit, and
+// notes it in the run root for all until the next boot.
+func forgetRefusal(o Options) {
+	path := filepath.Join(o.RunRoot, driverDir, "overlay-false")
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		o.Log.Warn("what is noted about overlayfs cannot be removed", "path", path, "error", err)
 	}
 }
 
