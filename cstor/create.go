@@ -208,13 +208,17 @@ func (p *place) mayBecomeStore() (bool, error) {
 func initialise(root string, o Options) error {
 	var lib library
 	defer lib.close()
-	store, err := lib.open(root, o)
-	if err != nil {
+	err := lib.call(root, func() error {
+		store, err := lib.open(root, o)
+		if err != nil {
+			return err
+		}
+		// The library makes the directory of the layers' records when it looks
+		// for one; others expect it in a store.
+		_, err = store.Layers()
 		return err
-	}
-	// The library makes the directory of the layers' records when it looks for
-	// one; others expect it in a store.
-	if _, err := store.Layers(); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
