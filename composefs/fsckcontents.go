@@ -362,7 +362,7 @@ func (a *reassembly) external(ctx context.Context, id fsverity.Digest) error {
 		}
 		return nil
 	}
-	if a.worker != nil && !c.knownGood(id) && c.facts.claim(id) == claimed {
+	if a.worker != nil && !c.knownGood(id) && c.facts.claim(id) == notedNow {
 		if !a.worker.examine(ctx, id, &st, a.sum) {
 			return fmt.Errorf("object %s: %w", id, errDamaged)
 		}

@@ -22,9 +22,9 @@ const (
 type noted uint8
 
 const (
-	claimed noted = iota // it was not noted before
-	taken                // it was
-	unknown              // there are too many objects to remember it
+	notedNow    noted = iota // it was not noted before
+	notedBefore              // it was
+	notNoted                 // there are too many objects to remember it
 )
 
 // factKey stands for an object with fewer bytes than its digest has. Half of it
@@ -66,16 +66,16 @@ func (x *objectFacts) note(id fsverity.Digest, f objectFact) noted {
 	old, known := shard.facts[key]
 	switch {
 	case old&f != 0:
-		return taken
+		return notedBefore
 	case !known && len(shard.facts) >= maxRemembered/fanDirs:
-		return unknown
+		return notNoted
 	case shard.facts == nil:
 		shard.facts = map[factKey]objectFact{}
 	}
 	shard.facts[key] = old | f
-	return claimed
+	return notedNow
 }
 
 // claim makes the caller the one who checks the content of an object, if it
-// returns claimed.
+// returns notedNow.
 func (x *objectFacts) claim(id fsverity.Digest) noted { return x.note(id, factClaimed) }

@@ -47,7 +47,7 @@ func (c *Checker) exists(id fsverity.Digest) (bool, error) {
 	} else if err != nil {
 		return false, err
 	}
-	if c.facts.note(id, factCounted) == claimed {
+	if c.facts.note(id, factCounted) == notedNow {
 		c.allocated.Add(512 * st.Blocks)
 	}
 	return true, nil
@@ -166,7 +166,7 @@ func (c *Checker) objectID(fan int, name string) (fsverity.Digest, bool) {
 // check checks an object, if nobody else has or does.
 func (w *objectWorker) check(ctx context.Context, id fsverity.Digest) {
 	c := w.c
-	if c.facts.claim(id) == taken {
+	if c.facts.claim(id) == notedBefore {
 		return
 	}
 	var st unix.Stat_t
